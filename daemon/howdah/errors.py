@@ -1,0 +1,86 @@
+"""Every error that Howdah raises, as one tree.
+
+An error carries its facts as attributes, and its message says what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class HowdahError(Exception):
+    """Any failure that Howdah itself reports; catch this to catch them all."""
+
+
+class ConfigError(HowdahError):
+    """A setting is missing or wrong. `variable` names it; the process exits 78."""
+
+    def __init__(self, variable: str, problem: str) -> None:
+        super().__init__(f"{variable}: {problem}")
+        self.variable = variable
+        self.problem = problem
+
+
+class HandlersError(HowdahError):
+    """The handlers module cannot be loaded, or two handlers claim one kind; the process exits 78."""
+
+
+class SchemaError(HowdahError):
+    """The database's schema and this release do not fit; the message says what to run. The process exits 78."""
+
+
+class MigrationError(HowdahError):
+    """A migration failed, or one that was applied has changed since. `version` is its number."""
+
+    def __init__(self, version: int, problem: str) -> None:
+        super().__init__(f"migration {version:04d}: {problem}")
+        self.version = version
+
+
+class QueryFileError(HowdahError):
+    """A file under `sql/` is missing from the installation. `path` is where it was looked for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is missing: this installation of howdah is incomplete")
+        self.path = path
+
+
+class DatabaseUnavailableError(HowdahError):
+    """The database did not answer; the same call may succeed later."""
+
+
+class LeaseLostError(HowdahError):
+    """A write was refused because the job no longer belongs to the lease it was made with.
+
+    Whoever holds this must stop working on the job: somebody else has it, or it has ended.
+    """
+
+    def __init__(self, job_id: int, lease: int) -> None:
+        super().__init__(f"job {job_id} is not held under lease {lease} any more")
+        self.job_id = job_id
+        self.lease = lease
+
+
+class PayloadError(HowdahError):
+    """A payload does not fit its handler. `kind` and `problem` name the field; the job is dead at once."""
+
+    def __init__(self, kind: str, problem: str) -> None:
+        super().__init__(f"{kind}: {problem}")
+        self.kind = kind
+        self.problem = problem
+
+
+class HandlerTimeoutError(HowdahError):
+    """A handler ran longer than its timeout, in seconds."""
+
+    def __init__(self, kind: str, timeout: float) -> None:
+        super().__init__(f"{kind} ran longer than its timeout of {timeout:g} s")
+        self.kind = kind
+        self.timeout = timeout
+
+
+class EmbeddedError(HowdahError):
+    """The embedded PostgreSQL could not be found, started or stopped; the message says why and what helps."""
