@@ -1,0 +1,104 @@
+"""Migrations: numbered SQL files, up only, each applied once, all of them or none."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from howdah.errors import MigrationError
+from howdah.queries import sql_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# One lock for every source: an application's migration may need the engine's schema to stand still.
+_LOCK = 7316042
+_FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file: its number, its name and its text."""
+
+    version: int
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the text: a migration that was applied must never change."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+async def migrate(connection: asyncpg.Connection, *, source: str = "howdah", folder: Path | None = None) -> list[str]:
+    """Bring the schema up to date and return the names of the migrations that were applied now.
+
+    All pending files run in one transaction under a lock, so ten that start at once apply each file once, and one
+    that fails leaves everything as it was. `source` names whose migrations these are ("howdah", or the application's
+    "app"); `folder` holds the files. Raises MigrationError for a file that fails or that changed after it was applied.
+    """
+    migrations = read_migrations(folder or sql_folder() / "migrations")
+    async with connection.transaction():
+        # Before the first look: whoever waits here must see what the one before has done.
+        await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+        applied = await _applied(connection, source)
+        pending = _pending(migrations, applied)
+        for migration in pending:
+            await _apply(connection, source, migration)
+    return [migration.name for migration in pending]
+
+
+async def pending(connection: asyncpg.Connection, *, source: str = "howdah", folder: Path | None = None) -> list[str]:
+    """Return the names of the migrations that `migrate` would apply, changing nothing."""
+    migrations = read_migrations(folder or sql_folder() / "migrations")
+    return [migration.name for migration in _pending(migrations, await _applied(connection, source))]
+
+
+def read_migrations(folder: Path) -> list[Migration]:
+    """Read a folder's migrations in order. Raises MigrationError if the numbers are not 1, 2, 3, …"""
+    found = []
+    for path in sorted(folder.glob("*.sql")):
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is None:
+            raise MigrationError(len(found) + 1, f"{path}: the name must look like 0001_words.sql")
+        found.append(Migration(int(match[1]), path.stem, path.read_text(encoding="utf-8")))
+    for place, migration in enumerate(found, start=1):
+        if migration.version != place:
+            raise MigrationError(migration.version, f"{folder}/{migration.name}.sql stands where {place:04d} is expected")
+    if not found:
+        raise MigrationError(1, f"{folder} holds no migrations")
+    return found
+
+
+async def _applied(connection: asyncpg.Connection, source: str) -> dict[int, str]:
+    if await connection.fetchval("select to_regclass('howdah.migrations') is null"):
+        return {}
+    rows = await connection.fetch("select version, checksum from howdah.migrations where source = $1", source)
+    return {row["version"]: row["checksum"] for row in rows}
+
+
+def _pending(migrations: list[Migration], applied: dict[int, str]) -> list[Migration]:
+    for migration in migrations:
+        if applied.get(migration.version, migration.checksum) != migration.checksum:
+            raise MigrationError(
+                migration.version, f"{migration.name}.sql has changed since it was applied; write a new one instead"
+            )
+    return [migration for migration in migrations if migration.version not in applied]
+
+
+async def _apply(connection: asyncpg.Connection, source: str, migration: Migration) -> None:
+    try:
+        await connection.execute(migration.text)
+    except asyncpg.PostgresError as error:
+        raise MigrationError(migration.version, f"{migration.name}.sql: {error}") from error
+    await connection.execute(
+        "insert into howdah.migrations (source, version, name, checksum) values ($1, $2, $3, $4)",
+        source,
+        migration.version,
+        migration.name,
+        migration.checksum,
+    )

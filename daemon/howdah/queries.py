@@ -1,0 +1,51 @@
+"""The SQL files that ship with Howdah: found once, read once, complete or the import fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from howdah.errors import QueryFileError
+
+QUERIES = (
+    "ack",
+    "ack_fate",
+    "beat",
+    "claim",
+    "claim_suspect",
+    "coalesce",
+    "disclaim",
+    "drop_partitions",
+    "leave",
+    "make_partitions",
+    "promote",
+    "queue_depth",
+    "queue_health",
+    "register",
+    "report",
+    "rescue",
+    "rescue_orphans",
+    "say_awake",
+    "say_asleep",
+    "schema_check",
+    "start",
+    "worker_enter",
+)
+
+
+def sql_folder() -> Path:
+    """Give the folder that holds `migrations/` and `queries/`: inside the package, or at the top of a checkout."""
+    here = Path(__file__).resolve()
+    packaged = here.parent / "sql"
+    return packaged if packaged.is_dir() else here.parents[2] / "sql"
+
+
+def read_query(name: str) -> str:
+    """Give the text of one of the daemon's statements. Raises QueryFileError if the file is missing."""
+    path = sql_folder() / "queries" / f"{name}.sql"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise QueryFileError(path) from None
+
+
+SQL = {name: read_query(name) for name in QUERIES}

@@ -1,0 +1,216 @@
+-- The engine's tables. A live job is one row of howdah.jobs, an ended one is one row of howdah.job_history, and the
+-- move between them is one statement. Everybody reads the view howdah.job_status; the tables are the engine's own.
+
+create schema howdah;
+
+-- What has been applied: the engine's own migrations and the application's, each numbered from 1.
+create table howdah.migrations (
+  source     text        not null,                     -- howdah or app
+  version    int         not null,
+  name       text        not null,
+  checksum   text        not null,                     -- SHA-256 of the file: an applied migration never changes
+  applied_at timestamptz not null default clock_timestamp(),
+  primary key (source, version)
+);
+
+-- What holds for the whole database: one row.
+create table howdah.settings (
+  singleton          boolean primary key default true check (singleton),
+  strict_kinds       boolean not null default false,     -- true: a kind that was never registered is refused
+  min_worker_version text    not null default '0.1.0'    -- a worker older than this refuses to run, exit 78
+);
+insert into howdah.settings default values;
+
+-- The live jobs.
+-- No index may ever name lease, leased_by, claimed_at, started_at, attempt, state or progress: claims are heap-only
+-- updates, which needs both that and the free half of every page (fillfactor 45). Without either, each claim writes
+-- every index, and the claim index gets two entries in a job's life instead of one.
+create table howdah.jobs (
+  id            bigint generated always as identity primary key,
+  created_at    timestamptz not null default clock_timestamp(),
+  ready_at      timestamptz not null default clock_timestamp(),  -- since when it could be claimed; what the wait is counted from
+  due_at        timestamptz,         -- null: claimable now; a time: not before; infinity: waits for something else
+  expires_at    timestamptz,         -- not started by then: cancelled
+  claimed_at    timestamptz,
+  started_at    timestamptz,         -- written at once for suspects and at-most-once kinds, else when it has run a second
+  progressed_at timestamptz,
+  lease         bigint,              -- null unless claimed; new for every claim; every write of a worker is fenced by it
+  leased_by     bigint,              -- the worker's id
+  last_lease    bigint,              -- the lease that was given back last: tells a repeated ack from a lost lease
+  batch         bigint,
+  retried_from  bigint,
+  timeout       interval,            -- null: the handler's own
+  priority      smallint not null default 0,
+  attempt       smallint not null default 0,
+  max_attempts  smallint not null default 3,
+  crashes       smallint not null default 0,
+  suspect       boolean  not null default false,
+  queue         text     not null default 'default',
+  kind          text     not null,
+  state         text     not null generated always as (
+    case when lease is not null                      then 'running'
+         when due_at is null                         then 'ready'
+         when due_at = 'infinity'::timestamptz       then 'waiting'
+         when attempt > 0                            then 'retrying'
+         else 'scheduled' end) stored,
+  payload       jsonb    not null default '{}',
+  progress      jsonb,
+  errors        jsonb,               -- the last ten, oldest first
+  headers       jsonb,
+  unique_key    text,
+  subject       text,
+  fifo_key      text,
+  depends_on    bigint[],
+  limits        text[],
+  constraint payload_is_object check (jsonb_typeof(payload) = 'object'),
+  constraint priority_in_range check (priority between 0 and 10),
+  constraint attempts_in_range check (attempt between 0 and max_attempts),
+  constraint lease_is_whole    check (num_nulls(lease, leased_by, claimed_at) in (0, 3)),
+  constraint claimed_in_order  check (claimed_at >= created_at),
+  constraint started_in_order  check (started_at >= claimed_at)
+) with (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0,
+        autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0.05, vacuum_truncate = off);
+
+-- The claim walks this in order; one entry in a job's life.
+create index jobs_claim on howdah.jobs (queue, (10 - priority), id) where due_at is null and not suspect;
+-- Suspects stand apart, so that a claim never passes over them. Empty on a good day.
+create index jobs_suspect on howdah.jobs (queue, (10 - priority), id) where due_at is null and suspect;
+create index jobs_due on howdah.jobs (due_at) where due_at is not null;
+create unique index jobs_unique_key on howdah.jobs (unique_key) where unique_key is not null;
+create index jobs_subject on howdah.jobs (subject) where subject is not null;
+
+-- The ended jobs, a partition a day (UTC), never updated, pruned by dropping partitions. There is no default partition:
+-- it would make every attach and detach lock all of history. An ack that meets a missing day makes it and repeats.
+create table howdah.job_history (
+  id            bigint      not null,
+  created_at    timestamptz not null,
+  ready_at      timestamptz not null,
+  claimed_at    timestamptz,
+  started_at    timestamptz,
+  finished_at   timestamptz not null,
+  lease         bigint,              -- the last one: an ack whose reply was lost finds it here
+  leased_by     bigint,
+  batch         bigint,
+  retried_from  bigint,
+  timeout       interval,
+  priority      smallint    not null,
+  attempt       smallint    not null,
+  max_attempts  smallint    not null,
+  crashes       smallint    not null,
+  queue         text        not null,
+  kind          text        not null,
+  state         text        not null,
+  payload       jsonb       not null,
+  progress      jsonb,
+  result        jsonb,
+  errors        jsonb,
+  headers       jsonb,
+  unique_key    text,
+  subject       text,
+  fifo_key      text,
+  cancelled_by  text,
+  cancel_reason text,
+  constraint state_is_final     check (state in ('completed', 'dead', 'cancelled')),
+  constraint claimed_in_order   check (claimed_at >= created_at),
+  constraint started_in_order   check (started_at >= claimed_at),
+  constraint finished_in_order  check (finished_at >= coalesce(started_at, claimed_at, created_at))
+) partition by range (finished_at);
+
+create index job_history_id on howdah.job_history (id);
+-- Few rows: what failed is asked for at night, what went well is not.
+create index job_history_dead on howdah.job_history (finished_at) where state = 'dead';
+create index job_history_subject on howdah.job_history (subject) where subject is not null;
+
+-- One row per running daemon process. A beat older than ttl means dead, and others take its jobs back.
+create table howdah.workers (
+  id         bigint generated always as identity primary key,
+  name       text        not null,                     -- host:pid, for people
+  version    text        not null,
+  started_at timestamptz not null default clock_timestamp(),
+  beat_at    timestamptz not null default clock_timestamp(),
+  ttl        interval    not null,
+  queues     text[]      not null,
+  kinds      text[]      not null,
+  sleeps     boolean     not null default false,       -- wants to be woken by NOTIFY
+  draining   boolean     not null default false
+) with (fillfactor = 50);
+
+-- Who does the upkeep that one worker can do for all: one row. It saves work; nothing depends on there being only one.
+create table howdah.leader (
+  singleton boolean primary key default true check (singleton),
+  worker    bigint,
+  until     timestamptz not null default '-infinity'
+);
+insert into howdah.leader default values;
+
+-- What is known of queues beyond their name. A queue needs no row to work.
+create table howdah.queues (
+  name      text primary key,
+  paused_at timestamptz,
+  paused_by text
+);
+
+-- The kinds that workers have registered: what a payload must hold, and what null means in enqueue.
+create table howdah.kinds (
+  name          text primary key,
+  fields        jsonb       not null default '{}',      -- field → {"types": […], "required": bool, "since": time}
+  schema        jsonb,                                  -- the whole JSON schema, for people and other languages
+  queue         text,
+  priority      smallint check (priority between 0 and 10),
+  max_attempts  smallint check (max_attempts >= 1),
+  timeout       interval,
+  secret        text[]      not null default '{}',
+  revision      bigint      not null default 0,         -- of the handlers' code; an older one never overwrites a newer
+  registered_at timestamptz not null default clock_timestamp()
+);
+
+-- Words for running jobs. Nobody but the engine locks a running row, so a cancel request waits here.
+create table howdah.signals (
+  id         bigint generated always as identity primary key,
+  job_id     bigint      not null,
+  signal     text        not null check (signal in ('cancel')),
+  by         text,
+  reason     text,
+  created_at timestamptz not null default clock_timestamp()
+);
+create index signals_job on howdah.signals (job_id);
+
+-- Who wants to hear of the end of a job.
+create table howdah.waiters (
+  job_id     bigint      not null,
+  waiter     text        not null,
+  until      timestamptz not null,
+  primary key (job_id, waiter)
+);
+
+-- The coalescing table: events, many to a key, of which maintenance makes one job. Only ever appended to by callers, so
+-- that no caller waits for another, whatever each of them holds open.
+create table howdah.events (
+  id         bigint generated always as identity primary key,
+  due_at     timestamptz not null,
+  priority   smallint check (priority between 0 and 10),
+  kind       text        not null,
+  key        text        not null,
+  queue      text,
+  subject    text,
+  payload    jsonb       not null check (jsonb_typeof(payload) = 'object')
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create index events_due on howdah.events (due_at);
+create index events_key on howdah.events (kind, key);
+
+-- The reading interface over both halves of a job's life.
+create view howdah.job_status as
+select j.id, j.queue, j.kind, j.state, j.subject, j.priority, j.payload, j.attempt, j.max_attempts, j.crashes,
+       j.created_at, j.due_at, j.claimed_at, j.started_at, null::timestamptz as finished_at,
+       greatest(j.created_at, j.claimed_at, j.started_at, j.progressed_at, (j.errors -> -1 ->> 'at')::timestamptz) as updated_at,
+       case when j.lease is not null then clock_timestamp() - j.started_at end as duration,
+       j.progress, null::jsonb as result, j.errors -> -1 ->> 'message' as error, j.errors, j.leased_by as worker,
+       null::text as cancelled_by, null::text as cancel_reason, j.retried_from, j.unique_key, j.headers
+from howdah.jobs j
+union all
+select h.id, h.queue, h.kind, h.state, h.subject, h.priority, h.payload, h.attempt, h.max_attempts, h.crashes,
+       h.created_at, null, h.claimed_at, h.started_at, h.finished_at,
+       h.finished_at, h.finished_at - h.started_at,
+       h.progress, h.result, h.errors -> -1 ->> 'message', h.errors, h.leased_by,
+       h.cancelled_by, h.cancel_reason, h.retried_from, h.unique_key, h.headers
+from howdah.job_history h;

@@ -1,0 +1,249 @@
+-- How work comes in: enqueue, enqueue_many, enqueue_coalesced.
+--
+-- Refusals carry a SQLSTATE of class JB, a message that names the field, and a hint:
+--   JB001 payload    JB002 argument    JB003 field of a registered kind    JB004 kind never registered (strict_kinds)
+--   JB005 unique_key held    JB006 not available yet    JB007 no such job, or not in that state    JB008 lost lease
+
+-- What is wrong with these arguments: {sqlstate, message, hint}, or null. A bare CASE, so that it is inlined.
+create function howdah.argument_problem(kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
+  max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
+  limits text[], fifo_key text, headers jsonb)
+returns text[] language sql immutable parallel safe as $$
+select case
+  when kind is null or kind !~ '^[^[:cntrl:]]{1,100}$'
+    then array['JB002', format('kind is %L', left(kind, 100)), 'one to 100 characters, none of them a control character']
+  when payload is null or jsonb_typeof(payload) <> 'object'
+    then array['JB001', format('payload must be a JSON object, not %s', coalesce(jsonb_typeof(payload), 'null')), 'pass jsonb_build_object(…)']
+  when octet_length(payload::text) > 1048576
+    then array['JB001', format('payload has %s bytes, more than 1 MiB', octet_length(payload::text)), 'store the data elsewhere and pass its key']
+  when queue !~ '^[^[:cntrl:]]{1,100}$'
+    then array['JB002', format('queue is %L', left(queue, 100)), 'one to 100 characters, none of them a control character']
+  when priority not between 0 and 10
+    then array['JB002', format('priority is %s', priority), '0 to 10; 10 is the most urgent']
+  when run_at is not null and delay is not null
+    then array['JB002', 'run_at and delay are both given', 'pass one of them']
+  when run_at in ('infinity', '-infinity')
+    then array['JB002', format('run_at is %s', run_at), 'a time that comes']
+  when max_attempts not between 1 and 1000
+    then array['JB002', format('max_attempts is %s', max_attempts), '1 to 1000']
+  when timeout <= interval '0'
+    then array['JB002', format('timeout is %s', timeout), 'more than nothing']
+  when on_conflict is null or on_conflict not in ('skip', 'replace', 'error')
+    then array['JB002', format('on_conflict is %L', on_conflict), 'skip, replace or error']
+  when length(unique_key) not between 1 and 500
+    then array['JB002', format('unique_key has %s characters', length(unique_key)), '1 to 500']
+  when length(subject) not between 1 and 500
+    then array['JB002', format('subject has %s characters', length(subject)), '1 to 500']
+  when jsonb_typeof(headers) <> 'object'
+    then array['JB002', format('headers must be a JSON object, not %s', jsonb_typeof(headers)), 'pass jsonb_build_object(…)']
+  when depends_on is not null then array['JB006', 'depends_on is not available yet', 'leave it out']
+  when batch      is not null then array['JB006', 'batch is not available yet', 'leave it out']
+  when limits     is not null then array['JB006', 'limits is not available yet', 'leave it out']
+  when fifo_key   is not null then array['JB006', 'fifo_key is not available yet', 'leave it out']
+end $$;
+
+-- The first field of a payload that does not fit its kind, as a sentence, or null. A field that became required less
+-- than `grace` ago is not yet missed: during a rolling deploy the old callers still send the old payload.
+create function howdah.field_problem(fields jsonb, payload jsonb, grace interval)
+returns text language sql stable parallel safe as $$
+select case when payload ? f.key
+         then format('field %L must be %s, not %s', f.key,
+           (select string_agg(t, ' or ') from jsonb_array_elements_text(f.value -> 'types') t), jsonb_typeof(payload -> f.key))
+         else format('field %L is missing', f.key) end
+from jsonb_each(fields) f
+where case when payload ? f.key then not (f.value -> 'types') ? jsonb_typeof(payload -> f.key)
+      else (f.value ->> 'required')::boolean and coalesce((f.value ->> 'since')::timestamptz <= now() - grace, true) end
+order by f.key limit 1 $$;
+
+-- Raises what argument_problem found; `place` says which of many jobs.
+-- Strict: with no problem it is null and costs nothing.
+create function howdah.refuse(problem text[], place text default '') returns void language plpgsql strict as $$
+begin
+  raise exception using errcode = problem[1], message = format('howdah: %s%s', place, problem[2]), hint = problem[3];
+end $$;
+
+-- Wakes the workers of a queue, if one of them sleeps. NOTIFY takes a lock that all commits share, so a busy system
+-- must not pay for it; a wake that is missed costs at most one poll.
+create function howdah.wake(queue text) returns void language plpgsql as $$
+begin
+  if exists (select from howdah.workers w where w.sleeps and wake.queue = any (w.queues)) then
+    perform pg_notify('howdah', queue);
+  end if;
+end $$;
+
+-- Wakes every worker that sleeps: for calls that touch many queues at once.
+create function howdah.wake_all() returns void language sql as $$
+select pg_notify('howdah', q.name) from (select distinct unnest(w.queues) as name from howdah.workers w where w.sleeps) q $$;
+
+-- One job, in the caller's transaction. A live job (queued or running) with the same unique_key: `skip` gives its id and
+-- created = false; `replace` gives a queued one the new payload, time and priority, and leaves a running one alone;
+-- `error` raises. Null means the kind's registered default, then 3 attempts, queue default, priority 0.
+create function howdah.enqueue(kind text, payload jsonb default '{}', queue text default null, priority int default null,
+  run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
+  unique_key text default null, on_conflict text default 'skip', subject text default null, depends_on bigint[] default null,
+  batch bigint default null, limits text[] default null, fifo_key text default null, expires_at timestamptz default null,
+  headers jsonb default null, out id bigint, out created boolean)
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_column
+declare
+  problem text[];
+  wrong   text;
+  known   howdah.kinds;
+  holder  record;
+  due     timestamptz;
+begin
+  problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
+                                     on_conflict, subject, depends_on, batch, limits, fifo_key, headers);
+  if problem is not null then perform howdah.refuse(problem); end if;
+
+  select k.* into known from howdah.kinds k where k.name = enqueue.kind;
+  if not found then
+    if (select s.strict_kinds from howdah.settings s) then
+      perform howdah.refuse(array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it']);
+    end if;
+    raise notice 'howdah: kind % was never registered', quote_literal(kind);
+  elsif known.fields <> '{}' then
+    wrong := howdah.field_problem(known.fields, payload, interval '10 minutes');
+    if wrong is not null then
+      perform howdah.refuse(array['JB003', format('%s: %s', kind, wrong), 'see the schema in howdah.kinds']);
+    elsif known.registered_at > now() - interval '10 minutes' then
+      wrong := howdah.field_problem(known.fields, payload, interval '0');
+      if wrong is not null then raise warning 'howdah: %: %, which will soon be refused', kind, wrong; end if;
+    end if;
+  end if;
+  queue := coalesce(queue, known.queue, 'default');
+  priority := coalesce(priority, known.priority, 0);
+  max_attempts := coalesce(max_attempts, known.max_attempts, 3);
+  timeout := coalesce(timeout, known.timeout);
+  due := coalesce(run_at, clock_timestamp() + delay);
+  if due <= clock_timestamp() then due := null; end if;
+
+  loop
+    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers)
+    values (enqueue.queue, enqueue.kind, enqueue.payload, enqueue.priority, due, coalesce(due, clock_timestamp()), enqueue.max_attempts,
+            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers)
+    on conflict (unique_key) where unique_key is not null do nothing
+    returning id into enqueue.id;
+    created := found;
+    exit when created;
+
+    if on_conflict = 'error' then
+      perform howdah.refuse(array['JB005', format('a live job has the unique_key %L', unique_key), 'on_conflict => ''skip'' gives its id']);
+    end if;
+    select j.id, j.lease into holder from howdah.jobs j where j.unique_key = enqueue.unique_key;
+    continue when not found;                       -- it ended between the two statements
+    id := holder.id;
+    exit when on_conflict = 'skip' or holder.lease is not null;
+    update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority, due_at = due, ready_at = coalesce(due, clock_timestamp()),
+      attempt = 0, max_attempts = enqueue.max_attempts, timeout = enqueue.timeout, expires_at = enqueue.expires_at
+    where j.id = holder.id and j.lease is null;
+    exit when found;                               -- else it was claimed or ended meanwhile: look again
+  end loop;
+
+  if created or on_conflict = 'replace' then
+    if due is null then
+      perform howdah.wake(queue);
+    elsif not exists (select from howdah.jobs j where j.due_at < due) then
+      perform pg_notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
+    end if;
+  end if;
+end $$;
+
+-- Many jobs in one call: an array of objects with enqueue's argument names. One wrong job refuses all of them, naming
+-- its place. Keyed jobs are taken in the order of their keys, so that two callers with the same keys cannot deadlock.
+create function howdah.enqueue_many(jobs jsonb)
+returns table (ordinal bigint, id bigint, created boolean)
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_column
+declare
+  wrong  record;
+  known_only boolean := (select s.strict_kinds from howdah.settings s);
+begin
+  if jobs is null or jsonb_typeof(jobs) <> 'array' then
+    perform howdah.refuse(array['JB001', format('jobs must be a JSON array, not %s', coalesce(jsonb_typeof(jobs), 'null')), 'pass jsonb_build_array(…)']);
+  end if;
+  select e.place, jsonb_typeof(e.job) as type, k.name
+    into wrong from jsonb_array_elements(jobs) with ordinality e(job, place)
+    left join lateral (select key as name from jsonb_object_keys(case jsonb_typeof(e.job) when 'object' then e.job else '{}' end) key
+      where key <> all (array['kind', 'payload', 'queue', 'priority', 'run_at', 'delay', 'max_attempts', 'timeout', 'unique_key', 'on_conflict',
+        'subject', 'depends_on', 'batch', 'limits', 'fifo_key', 'expires_at', 'headers']) limit 1) k on true
+    where jsonb_typeof(e.job) <> 'object' or k.name is not null order by e.place limit 1;
+  if found then
+    perform howdah.refuse(array['JB002', case wrong.type when 'object' then format('has an unknown argument %L', wrong.name)
+      else format('must be a JSON object, not %s', wrong.type) end, 'the argument names of howdah.enqueue'], format('job %s ', wrong.place));
+  end if;
+
+  return query
+  with given as materialized (          -- numbered before any join, so that ids follow the array's order
+    select g.*, case when g.unique_key is null then nextval('howdah.jobs_id_seq') end as new_id,
+           coalesce(g.run_at, clock_timestamp() + g.delay) as wanted
+    from rows from (jsonb_to_recordset(jobs) as (kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
+      max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
+      limits text[], fifo_key text, expires_at timestamptz, headers jsonb)) with ordinality
+      as g(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key, on_conflict, subject, depends_on, batch,
+      limits, fifo_key, expires_at, headers, place)),
+  checked as materialized (
+    select g.*, k.name as known_as, k.queue as known_queue, k.priority as known_priority, k.max_attempts as known_attempts, k.timeout as known_timeout,
+           case when g.wanted > clock_timestamp() then g.wanted end as due,
+           coalesce(
+             howdah.argument_problem(g.kind, coalesce(g.payload, '{}'), g.queue, g.priority, g.run_at, g.delay, g.max_attempts, g.timeout, g.unique_key,
+               coalesce(g.on_conflict, 'skip'), g.subject, g.depends_on, g.batch, g.limits, g.fifo_key, g.headers),
+             case when k.name is null and known_only then
+               array['JB004', format('kind %L was never registered', g.kind), 'run howdah register, or start a worker that has it'] end,
+             case when k.fields <> '{}' then
+               array['JB003', g.kind || ': ' || howdah.field_problem(k.fields, coalesce(g.payload, '{}'), interval '10 minutes'), 'see the schema in howdah.kinds'] end
+           ) as problem
+    from given g left join howdah.kinds k on k.name = g.kind),
+  fresh as (
+    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers)
+    overriding system value
+    select c.new_id, coalesce(c.queue, c.known_queue, 'default'), c.kind, coalesce(c.payload, '{}'), coalesce(c.priority, c.known_priority, 0), c.due,
+           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers
+    from checked c
+    where c.unique_key is null and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
+    order by c.place)
+  select c.place, c.new_id, true from checked c where c.unique_key is null
+  union all
+  select c.place, e.id, e.created
+  from (select * from checked k where k.unique_key is not null
+          and howdah.refuse(case when k.problem[2] is not null then k.problem end, format('job %s: ', k.place)) is null
+        order by k.unique_key, k.place) c
+  cross join lateral howdah.enqueue(c.kind, coalesce(c.payload, '{}'), c.queue, c.priority, c.run_at, c.delay, c.max_attempts, c.timeout, c.unique_key,
+    coalesce(c.on_conflict, 'skip'), c.subject, expires_at => c.expires_at, headers => c.headers) e;
+
+  perform howdah.wake_all();
+  if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform pg_notify('howdah_control', 'due'); end if;
+end $$;
+
+-- One event for the coalescing: all events of a kind and key that are committed within `delay` of the first become one
+-- job with the last payload. After every committed event a run starts that began after that commit, and there is at
+-- most one run per key and delay. Callers never wait for one another: this only appends.
+create function howdah.enqueue_coalesced(kind text, payload jsonb default '{}', key text default '', delay interval default '0',
+  queue text default null, priority int default null, subject text default null)
+returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_column
+declare
+  problem text[];
+  fields  jsonb;
+  due     timestamptz := clock_timestamp() + greatest(coalesce(delay, '0'), interval '0');
+begin
+  problem := howdah.argument_problem(kind, payload, queue, priority, null, null, null, null, null, 'skip', subject, null, null, null, null, null);
+  if problem is null and (key is null or length(key) > 500) then
+    problem := array['JB002', case when key is null then 'key is null' else format('key has %s characters', length(key)) end, 'at most 500 characters'];
+  end if;
+  if problem is null then
+    select k.fields into fields from howdah.kinds k where k.name = enqueue_coalesced.kind;
+    if not found and (select s.strict_kinds from howdah.settings s) then
+      problem := array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it'];
+    elsif fields <> '{}' then
+      problem := array['JB003', kind || ': ' || howdah.field_problem(fields, payload, interval '10 minutes'), 'see the schema in howdah.kinds'];
+    end if;
+  end if;
+  if problem[2] is not null then perform howdah.refuse(problem); end if;
+
+  if not exists (select from howdah.events e where e.due_at <= due) then
+    perform pg_notify('howdah_control', 'due');
+  end if;
+  insert into howdah.events (due_at, priority, kind, key, queue, subject, payload)
+  values (due, enqueue_coalesced.priority, enqueue_coalesced.kind, enqueue_coalesced.key, enqueue_coalesced.queue, enqueue_coalesced.subject, enqueue_coalesced.payload);
+end $$;

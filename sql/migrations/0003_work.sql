@@ -1,0 +1,305 @@
+-- A job's way through a worker: claim, start, ack; and what makes jobs ready: promote, coalesce, rescue.
+
+-- Takes ready jobs for one worker under one new lease: of each queue at most its room, the most urgent first, oldest
+-- first within a priority. Where it looks is said by the lines: line i walks queue line_queues[i] from just behind
+-- (line_ranks[i], line_pasts[i]) to the end of rank line_uptos[i], a rank being 10 - priority. A look from the start is
+-- the one line (-1, 0, 10).
+--
+-- The plan is pinned, whatever the statistics say: index order is claim order, and with a sort, a bitmap or another index
+-- a claim reads the whole queue (717 ms for 100 rows at a million). `materialized` keeps the limit beneath the lock.
+-- Claims touch no indexed column, see howdah.jobs.
+create function howdah.claim_ready(worker bigint, lease bigint, kinds text[], queues text[], rooms int[],
+  line_queues text[], line_ranks int[], line_pasts bigint[], line_uptos int[])
+returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
+language plpgsql
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+  moment timestamptz := clock_timestamp();
+begin
+  return query
+  with wanted as (
+    select * from unnest(claim_ready.queues, claim_ready.rooms) as w(queue, room)),
+  line as (
+    select * from unnest(claim_ready.line_queues, claim_ready.line_ranks, claim_ready.line_pasts, claim_ready.line_uptos) as l(queue, rank, past, upto)),
+  picked as materialized (
+    select next.at
+    from wanted cross join lateral (
+      select one.at
+      from line cross join lateral (
+        select j.ctid as at
+        from howdah.jobs j
+        where j.queue = line.queue and j.due_at is null and not j.suspect
+          and ((10 - j.priority), j.id) > (line.rank, line.past) and (10 - j.priority) <= line.upto
+          and j.lease is null and j.kind = any (claim_ready.kinds)
+        order by (10 - j.priority), j.id
+        limit wanted.room
+        for update skip locked) one
+      where line.queue = wanted.queue
+      limit wanted.room) next
+    where not exists (select from howdah.queues q where q.name = wanted.queue and q.paused_at is not null))
+  update howdah.jobs j
+  set lease = claim_ready.lease, leased_by = claim_ready.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at)
+  from picked where j.ctid = picked.at
+  returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
+    greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
+    j.subject, j.headers, j.created_at, j.crashes;
+end $$;
+
+-- Takes one suspect, with its start written by the same statement: if it brings its worker down, that is on record.
+create function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], queues text[])
+returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
+language plpgsql
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+  moment timestamptz := clock_timestamp();
+begin
+  return query
+  with picked as materialized (
+    select j.ctid as at
+    from howdah.jobs j
+    where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.lease is null and j.kind = any (claim_suspect.kinds)
+      and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
+    order by (10 - j.priority), j.id
+    limit 1
+    for update skip locked)
+  update howdah.jobs j
+  set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1,
+      claimed_at = greatest(moment, j.created_at), started_at = greatest(moment, j.created_at)
+  from picked where j.ctid = picked.at
+  returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
+    greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
+    j.subject, j.headers, j.created_at, j.crashes;
+end $$;
+
+-- The list of errors with one more: the last ten, each knowing its attempt and time.
+create function howdah.with_error(errors jsonb, error jsonb, attempt smallint, at timestamptz) returns jsonb language sql immutable parallel safe as $$
+select case when error is null then errors
+  else (case when jsonb_array_length(errors) >= 10 then errors - 0 else coalesce(errors, '[]') end)
+    || jsonb_build_array(error || jsonb_build_object('attempt', attempt, 'at', at)) end $$;
+
+-- Writes what came of attempts, all fenced by (id, lease), and returns the ids that it wrote. The others are busy
+-- (somebody holds the row this moment), repeated or lost: howdah.ack_fate tells. It never waits: an ack that waits for a
+-- row that a user's open transaction holds would hold up all the others.
+--   completed, dead, cancelled   end the job; errors[i] is the error, for cancelled {"by", "reason"}
+--   retried, snoozed             send it back after delays[i] seconds; a snoozed attempt is not counted
+--   released                     gives it back unharmed: attempt not counted, still a suspect if it was one
+--   rescued, crashed             the same after its worker died: as a suspect; or dead, one crash more
+-- runs[i] is how long the handler ran, in seconds; null: it never started. With keep false no history is kept.
+create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], results jsonb[], errors jsonb[], delays float8[], runs float8[], keep boolean)
+returns setof bigint language plpgsql as $$
+#variable_conflict use_column
+declare
+  moment timestamptz := clock_timestamp();
+begin
+  return query
+  with done as materialized (
+    select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.runs)
+      as d(id, lease, outcome, result, error, delay, run) order by d.id),
+  held as materialized (
+    select locked.at, d.* from done d cross join lateral (
+      select j.ctid as at from howdah.jobs j where j.id = d.id and j.lease = d.lease for update skip locked) locked),
+  gone as (
+    delete from howdah.jobs j using held d where j.ctid = d.at and d.outcome in ('completed', 'dead', 'cancelled', 'crashed')
+    returning j.*, d.outcome, d.result, d.error, greatest(j.claimed_at, coalesce(j.started_at, moment - d.run * interval '1 second')) as began, d.run is null and j.started_at is null as unstarted),
+  kept as (
+    insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
+      cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
+    select g.id, g.queue, g.kind, g.payload, g.priority, g.attempt, g.max_attempts, g.crashes + (g.outcome = 'crashed')::int, g.lease, g.leased_by,
+      case g.outcome when 'crashed' then 'dead' else g.outcome end, g.result,
+      howdah.with_error(g.errors, case when g.outcome <> 'cancelled' then g.error end, g.attempt, moment), g.progress,
+      case when g.outcome = 'cancelled' then g.error ->> 'by' end, case when g.outcome = 'cancelled' then g.error ->> 'reason' end,
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
+      case when not g.unstarted then g.began end, greatest(moment, g.began, g.claimed_at)
+    from gone g where ack.keep),
+  back as (
+    update howdah.jobs j
+    set lease = null, leased_by = null, claimed_at = null, started_at = null, last_lease = d.lease,
+      attempt = case d.outcome when 'retried' then j.attempt else j.attempt - 1 end,
+      due_at = case when d.outcome in ('retried', 'snoozed') and d.delay > 0 then moment + d.delay * interval '1 second' end,
+      ready_at = case when d.outcome in ('retried', 'snoozed') then moment + greatest(d.delay, 0) * interval '1 second' else j.ready_at end,
+      suspect = d.outcome = 'rescued' or (d.outcome = 'released' and j.suspect),
+      crashes = j.crashes + (d.outcome = 'rescued' and j.suspect and j.started_at is not null)::int,
+      errors = howdah.with_error(j.errors, d.error, j.attempt, moment)
+    from held d where j.ctid = d.at and d.outcome in ('retried', 'snoozed', 'released', 'rescued')
+    returning j.id)
+  select g.id from gone g union all select b.id from back b;
+end $$;
+
+-- What became of acks that howdah.ack did not write: busy (try again), done (an earlier try wrote it) or lost. With no
+-- history kept, an ack that was sent before and is now nowhere counts as done.
+create function howdah.ack_fate(ids bigint[], leases bigint[], sent_before boolean[], keep boolean)
+returns table (id bigint, fate text) language sql stable as $$
+select a.id,
+  case when j.lease = a.lease then 'busy'
+       when j.last_lease = a.lease then 'done'
+       when j.id is null and exists (select from howdah.job_history h where h.id = a.id and h.lease = a.lease) then 'done'
+       when j.id is null and not keep and a.sent_before then 'done'
+       else 'lost' end
+from unnest(ids, leases, sent_before) as a(id, lease, sent_before) left join howdah.jobs j on j.id = a.id $$;
+
+-- Completes one job inside the caller's transaction, so that what the caller wrote and the completion commit together.
+-- Call it last: the job's row is locked from here to the commit. Refused (JB008) if the lease is not the current one.
+create function howdah.complete(job_id bigint, lease bigint, result jsonb default null) returns text
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+declare
+  keep boolean := coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off';
+begin
+  -- This waits, unlike the ack: only the engine locks a running row, and only for a moment.
+  perform from howdah.jobs j where j.id = job_id and j.lease = complete.lease for update;
+  if found then
+    perform howdah.ack(array[job_id], array[complete.lease], array['completed'], array[result], array[null::jsonb], array[null::float8], array[0::float8], keep);
+    return 'completed';
+  elsif exists (select from howdah.job_history h where h.id = job_id and h.lease = complete.lease and h.state = 'completed') then
+    return 'completed';                            -- a repeat after a lost reply
+  end if;
+  perform howdah.refuse(array['JB008', format('job %s is not held under lease %s any more', job_id, complete.lease), 'stop working on it: somebody else has it, or it has ended']);
+end $$;
+
+-- Makes due jobs claimable, at most `count`, and tells how many it made and in how many seconds the next is due.
+-- now() and not clock_timestamp(): a volatile bound cannot be an index condition. The plan is pinned as the claim's is.
+create function howdah.promote(count int, out promoted int, out next_in float8) language plpgsql
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+  queues text[];
+begin
+  with due as materialized (
+    select j.ctid as at from howdah.jobs j where j.due_at <= now() order by j.due_at limit promote.count for update skip locked),
+  ready as (
+    update howdah.jobs j set due_at = null, ready_at = greatest(j.ready_at, j.due_at) from due where j.ctid = due.at returning j.queue)
+  select count(*), array_agg(distinct r.queue) into promoted, queues from ready r;
+  if promoted > 0 then
+    perform howdah.wake(q.name) from unnest(queues) q(name);
+  end if;
+  select extract(epoch from j.due_at - clock_timestamp()) into next_in from howdah.jobs j where j.due_at < 'infinity' order by j.due_at limit 1;
+end $$;
+
+-- Makes one job of all visible events of each ripe key, and tells how many jobs it made and in how many seconds the next
+-- key is ripe. One at a time: of two at once, one could take a key's old events and the other its new one, which would
+-- be two runs in one delay. The lock is taken in a statement of its own, so that the next one sees what the last did.
+create function howdah.coalesce_events(count int, out made int, out next_in float8) language plpgsql as $$
+declare
+  queues text[];
+begin
+  made := 0;
+  if not pg_try_advisory_xact_lock(7316042, 1) then return; end if;
+  with ripe as materialized (
+    select e.kind, e.key from howdah.events e where e.due_at <= now() group by e.kind, e.key limit coalesce_events.count),
+  gone as (
+    delete from howdah.events e using ripe r where e.kind = r.kind and e.key = r.key
+    returning e.*),
+  last as (
+    select distinct on (g.kind, g.key) g.*, (min(g.due_at) over (partition by g.kind, g.key)) as ripe_at
+    from gone g order by g.kind, g.key, g.id desc),
+  job as (
+    insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, subject, ready_at)
+    select coalesce(l.queue, k.queue, 'default'), l.kind, l.payload, coalesce(l.priority, k.priority, 0), coalesce(k.max_attempts, 3), k.timeout, l.subject, l.ripe_at
+    from last l left join howdah.kinds k on k.name = l.kind order by l.id
+    returning queue)
+  select count(*), array_agg(distinct j.queue) into made, queues from job j;
+  if made > 0 then
+    perform howdah.wake(q.name) from unnest(queues) q(name);
+  end if;
+  select extract(epoch from e.due_at - clock_timestamp()) into next_in from howdah.events e order by e.due_at limit 1;
+end $$;
+
+-- A worker says that it lives. No row: it has been taken for dead, its jobs are others'. `leads`: it does the upkeep
+-- that is needed once for all workers.
+create function howdah.beat(worker bigint) returns table (leads boolean, suspects boolean) language plpgsql as $$
+declare
+  lease interval;
+begin
+  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = beat.worker returning w.ttl into lease;
+  if not found then return; end if;
+  update howdah.leader l set worker = beat.worker, until = clock_timestamp() + lease
+    where l.worker = beat.worker or l.until < clock_timestamp();
+  leads := found;
+  suspects := exists (select from howdah.jobs j where j.due_at is null and j.suspect);
+  return next;
+end $$;
+
+-- Takes back the jobs of the workers that are dead, at most `count` at once, and removes the worker's row when it holds
+-- none any more. A job that had not started comes back unpunished; a suspect whose start was written gets a crash, and
+-- with the second it is dead; an at-most-once job that had started is dead. There is no index to go by, on purpose:
+-- looking at workers comes first, and only a dead one costs a scan.
+create function howdah.rescue(count int default 10000) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
+language plpgsql as $$
+#variable_conflict use_variable
+declare
+  dead howdah.workers;
+  mine record;
+begin
+  for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl order by w.id for update skip locked loop
+    select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
+           array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors
+      into mine
+      from (select j.id, j.lease,
+              case when j.started_at is not null and (j.max_attempts = 1 or (j.suspect and j.crashes + 1 >= 2)) then 'crashed' else 'rescued' end as outcome,
+              case when j.max_attempts = 1 then format('worker %s died while it ran, and it may run at most once', dead.name)
+                   else format('worker %s died while it ran alone; it has brought down %s workers', dead.name, j.crashes + 1) end as reason
+            from howdah.jobs j where j.leased_by = dead.id limit rescue.count) j;
+    worker := dead.id; name := dead.name; beat_age := extract(epoch from clock_timestamp() - dead.beat_at);
+    rescued := 0; buried := 0;
+    if mine.jobs > 0 then
+      select count(*) filter (where o.outcome = 'rescued'), count(*) filter (where o.outcome = 'crashed') into rescued, buried
+        from howdah.ack(mine.ids, mine.leases, mine.outcomes, array_fill(null::jsonb, array[mine.jobs::int]), mine.errors,
+               array_fill(null::float8, array[mine.jobs::int]), array_fill(null::float8, array[mine.jobs::int]), true) a(id)
+        join unnest(mine.ids, mine.outcomes) o(id, outcome) on o.id = a.id;
+    end if;
+    if not exists (select from howdah.jobs j where j.leased_by = dead.id) then
+      delete from howdah.workers w where w.id = dead.id;
+    end if;
+    return next;
+  end loop;
+  if found then perform howdah.wake_all(); end if;
+end $$;
+
+-- Makes the partitions of history from today to `ahead` days on, and tells how many days from today are ready.
+-- Create and attach, never `create … partition of`: attaching lets reads and writes of the parent go on.
+create function howdah.make_partitions(ahead int default 14) returns int
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set lock_timeout = '200ms' as $$
+declare
+  today date := (clock_timestamp() at time zone 'UTC')::date;
+  day   date;
+  name  text;
+begin
+  perform pg_advisory_xact_lock(7316042, 2);       -- two makers would wait for each other's names
+  for day in select today + n from generate_series(0, ahead) n loop
+    name := format('job_history_%s', to_char(day, 'YYYYMMDD'));
+    continue when to_regclass(format('howdah.%I', name)) is not null;
+    begin
+      execute format('create table howdah.%I (like howdah.job_history including all)', name);
+      execute format('alter table howdah.job_history attach partition howdah.%I for values from (%L) to (%L)',
+                     name, to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00', to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00');
+    exception when lock_not_available then
+      return day - today;                          -- tried again later; there are days in hand
+    end;
+  end loop;
+  return ahead + 1;
+end $$;
+
+-- Drops the days of history that are older than `days`, and tells which. Detach, then drop: dropping an attached
+-- partition would hold the parent's lock while the files go.
+create function howdah.drop_partitions(days int) returns setof text
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set lock_timeout = '200ms' as $$
+declare
+  oldest text := format('job_history_%s', to_char((clock_timestamp() at time zone 'UTC')::date - days, 'YYYYMMDD'));
+  name   text;
+begin
+  for name in select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+              where i.inhparent = 'howdah.job_history'::regclass and c.relname < oldest collate "C" order by c.relname loop
+    begin
+      execute format('alter table howdah.job_history detach partition howdah.%I', name);
+      execute format('drop table howdah.%I', name);
+      return next name;
+    exception when lock_not_available then
+      return;                                      -- somebody reads history; tried again later
+    end;
+  end loop;
+end $$;
+
+select howdah.make_partitions();
