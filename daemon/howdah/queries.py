@@ -12,9 +12,11 @@ QUERIES = (
     "beat",
     "claim",
     "claim_suspect",
-    "coalesce",
+    "coalesce_events",
     "disclaim",
     "drop_partitions",
+    "enter",
+    "idle",
     "leave",
     "make_partitions",
     "promote",
@@ -24,11 +26,12 @@ QUERIES = (
     "report",
     "rescue",
     "rescue_orphans",
-    "say_awake",
     "say_asleep",
+    "say_awake",
+    "say_draining",
     "schema_check",
     "start",
-    "worker_enter",
+    "stats",
 )
 
 

@@ -4,11 +4,12 @@
 --   JB001 payload    JB002 argument    JB003 field of a registered kind    JB004 kind never registered (strict_kinds)
 --   JB005 unique_key held    JB006 not available yet    JB007 no such job, or not in that state    JB008 lost lease
 
--- What is wrong with these arguments: {sqlstate, message, hint}, or null. A bare CASE, so that it is inlined.
+-- What is wrong with these arguments: {sqlstate, message, hint}, or null. A bare CASE, and stable as format() is, so that
+-- it is inlined.
 create function howdah.argument_problem(kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
   max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
-  limits text[], fifo_key text, headers jsonb)
-returns text[] language sql immutable parallel safe as $$
+  limits text[], fifo_key text, expires_at timestamptz, headers jsonb)
+returns text[] language sql stable parallel safe as $$
 select case
   when kind is null or kind !~ '^[^[:cntrl:]]{1,100}$'
     then array['JB002', format('kind is %L', left(kind, 100)), 'one to 100 characters, none of them a control character']
@@ -24,6 +25,10 @@ select case
     then array['JB002', 'run_at and delay are both given', 'pass one of them']
   when run_at in ('infinity', '-infinity')
     then array['JB002', format('run_at is %s', run_at), 'a time that comes']
+  when not isfinite(delay)
+    then array['JB002', format('delay is %s', delay), 'a time that comes']
+  when expires_at in ('infinity', '-infinity')
+    then array['JB002', format('expires_at is %s', expires_at), 'a time that comes, or null for never']
   when max_attempts not between 1 and 1000
     then array['JB002', format('max_attempts is %s', max_attempts), '1 to 1000']
   when timeout <= interval '0'
@@ -62,6 +67,21 @@ begin
   raise exception using errcode = problem[1], message = format('howdah: %s%s', place, problem[2]), hint = problem[3];
 end $$;
 
+-- Names the first argument of many jobs that cannot be read as its type. Slow, and only called once one is known to be there.
+create function howdah.refuse_types(jobs jsonb) returns void language plpgsql as $$
+declare
+  argument record;
+begin
+  for argument in select j.place, a.key, a.value from jsonb_array_elements(jobs) with ordinality j(job, place), jsonb_each(j.job) a order by j.place, a.key loop
+    begin
+      perform from jsonb_to_record(jsonb_build_object(argument.key, argument.value)) as (priority int, run_at timestamptz, delay interval,
+        max_attempts int, timeout interval, depends_on bigint[], batch bigint, limits text[], expires_at timestamptz);
+    exception when data_exception then
+      perform howdah.refuse(array['JB002', format('%s is %s', argument.key, argument.value), sqlerrm], format('job %s: ', argument.place));
+    end;
+  end loop;
+end $$;
+
 -- Wakes the workers of a queue, if one of them sleeps. NOTIFY takes a lock that all commits share, so a busy system
 -- must not pay for it; a wake that is missed costs at most one poll.
 create function howdah.wake(queue text) returns void language plpgsql as $$
@@ -93,7 +113,7 @@ declare
   due     timestamptz;
 begin
   problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
-                                     on_conflict, subject, depends_on, batch, limits, fifo_key, headers);
+                                     on_conflict, subject, depends_on, batch, limits, fifo_key, expires_at, headers);
   if problem is not null then perform howdah.refuse(problem); end if;
 
   select k.* into known from howdah.kinds k where k.name = enqueue.kind;
@@ -136,7 +156,8 @@ begin
     exit when on_conflict = 'skip' or holder.lease is not null;
     update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority, due_at = due, ready_at = coalesce(due, clock_timestamp()),
       attempt = 0, max_attempts = enqueue.max_attempts, timeout = enqueue.timeout, expires_at = enqueue.expires_at
-    where j.id = holder.id and j.lease is null;
+    where j.id = holder.id and j.lease is null
+    returning j.queue into queue;                  -- a job stays in its queue, and that one is woken
     exit when found;                               -- else it was claimed or ended meanwhile: look again
   end loop;
 
@@ -156,7 +177,7 @@ returns table (ordinal bigint, id bigint, created boolean)
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 #variable_conflict use_column
 declare
-  wrong  record;
+  wrong record;
   known_only boolean := (select s.strict_kinds from howdah.settings s);
 begin
   if jobs is null or jsonb_typeof(jobs) <> 'array' then
@@ -172,6 +193,14 @@ begin
     perform howdah.refuse(array['JB002', case wrong.type when 'object' then format('has an unknown argument %L', wrong.name)
       else format('must be a JSON object, not %s', wrong.type) end, 'the argument names of howdah.enqueue'], format('job %s ', wrong.place));
   end if;
+  begin                                 -- read once before anything is written: a subtransaction that writes would cost an id
+    perform from jsonb_to_recordset(jobs) as (kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
+      max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
+      limits text[], fifo_key text, expires_at timestamptz, headers jsonb);
+  exception when data_exception then
+    perform howdah.refuse_types(jobs);
+    raise;
+  end;
 
   return query
   with given as materialized (          -- numbered before any join, so that ids follow the array's order
@@ -187,7 +216,7 @@ begin
            case when g.wanted > clock_timestamp() then g.wanted end as due,
            coalesce(
              howdah.argument_problem(g.kind, coalesce(g.payload, '{}'), g.queue, g.priority, g.run_at, g.delay, g.max_attempts, g.timeout, g.unique_key,
-               coalesce(g.on_conflict, 'skip'), g.subject, g.depends_on, g.batch, g.limits, g.fifo_key, g.headers),
+               coalesce(g.on_conflict, 'skip'), g.subject, g.depends_on, g.batch, g.limits, g.fifo_key, g.expires_at, g.headers),
              case when k.name is null and known_only then
                array['JB004', format('kind %L was never registered', g.kind), 'run howdah register, or start a worker that has it'] end,
              case when k.fields <> '{}' then
@@ -209,7 +238,8 @@ begin
           and howdah.refuse(case when k.problem[2] is not null then k.problem end, format('job %s: ', k.place)) is null
         order by k.unique_key, k.place) c
   cross join lateral howdah.enqueue(c.kind, coalesce(c.payload, '{}'), c.queue, c.priority, c.run_at, c.delay, c.max_attempts, c.timeout, c.unique_key,
-    coalesce(c.on_conflict, 'skip'), c.subject, expires_at => c.expires_at, headers => c.headers) e;
+    coalesce(c.on_conflict, 'skip'), c.subject, expires_at => c.expires_at, headers => c.headers) e
+  order by 1;
 
   perform howdah.wake_all();
   if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform pg_notify('howdah_control', 'due'); end if;
@@ -227,7 +257,7 @@ declare
   fields  jsonb;
   due     timestamptz := clock_timestamp() + greatest(coalesce(delay, '0'), interval '0');
 begin
-  problem := howdah.argument_problem(kind, payload, queue, priority, null, null, null, null, null, 'skip', subject, null, null, null, null, null);
+  problem := howdah.argument_problem(kind, payload, queue, priority, null, delay, null, null, null, 'skip', subject, null, null, null, null, null, null);
   if problem is null and (key is null or length(key) > 500) then
     problem := array['JB002', case when key is null then 'key is null' else format('key has %s characters', length(key)) end, 'at most 500 characters'];
   end if;

@@ -13,7 +13,7 @@ create function howdah.claim_ready(worker bigint, lease bigint, kinds text[], qu
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
   waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
 language plpgsql
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
   moment timestamptz := clock_timestamp();
@@ -52,7 +52,7 @@ create function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], 
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
   waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
 language plpgsql
-set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
   moment timestamptz := clock_timestamp();
@@ -88,8 +88,10 @@ select case when error is null then errors
 --   retried, snoozed             send it back after delays[i] seconds; a snoozed attempt is not counted
 --   released                     gives it back unharmed: attempt not counted, still a suspect if it was one
 --   rescued, crashed             the same after its worker died: as a suspect; or dead, one crash more
--- runs[i] is how long the handler ran, in seconds; null: it never started. With keep false no history is kept.
-create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], results jsonb[], errors jsonb[], delays float8[], runs float8[], keep boolean)
+-- ages[i] is how many seconds ago the handler started, runs[i] how long it ran; null: it never started. progresses[i], if any, is the
+-- last one. With keep false no history is kept.
+create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], results jsonb[], errors jsonb[], delays float8[], ages float8[], runs float8[],
+  progresses jsonb[], keep boolean)
 returns setof bigint language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -97,33 +99,36 @@ declare
 begin
   return query
   with done as materialized (
-    select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.runs)
-      as d(id, lease, outcome, result, error, delay, run) order by d.id),
+    select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.ages, ack.runs, ack.progresses)
+      as d(id, lease, outcome, result, error, delay, age, run, progress) order by d.id),
   held as materialized (
     select locked.at, d.* from done d cross join lateral (
       select j.ctid as at from howdah.jobs j where j.id = d.id and j.lease = d.lease for update skip locked) locked),
   gone as (
     delete from howdah.jobs j using held d where j.ctid = d.at and d.outcome in ('completed', 'dead', 'cancelled', 'crashed')
-    returning j.*, d.outcome, d.result, d.error, greatest(j.claimed_at, coalesce(j.started_at, moment - d.run * interval '1 second')) as began, d.run is null and j.started_at is null as unstarted),
+    returning j.*, d.outcome, d.result, d.error, d.progress as last_progress, d.run,
+      greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began, d.age is null and j.started_at is null as unstarted),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
       cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
-    select g.id, g.queue, g.kind, g.payload, g.priority, g.attempt, g.max_attempts, g.crashes + (g.outcome = 'crashed')::int, g.lease, g.leased_by,
+    select g.id, g.queue, g.kind, g.payload, g.priority, g.attempt, g.max_attempts, g.crashes + (g.outcome = 'crashed')::int,
+      case when g.outcome <> 'crashed' then g.lease end, g.leased_by,
       case g.outcome when 'crashed' then 'dead' else g.outcome end, g.result,
-      howdah.with_error(g.errors, case when g.outcome <> 'cancelled' then g.error end, g.attempt, moment), g.progress,
+      howdah.with_error(g.errors, case when g.outcome <> 'cancelled' then g.error end, g.attempt, moment), coalesce(g.last_progress, g.progress),
       case when g.outcome = 'cancelled' then g.error ->> 'by' end, case when g.outcome = 'cancelled' then g.error ->> 'reason' end,
       g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
-      case when not g.unstarted then g.began end, greatest(moment, g.began, g.claimed_at)
+      case when not g.unstarted then g.began end, greatest(g.began, g.claimed_at, least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack.keep),
   back as (
     update howdah.jobs j
-    set lease = null, leased_by = null, claimed_at = null, started_at = null, last_lease = d.lease,
+    set lease = null, leased_by = null, claimed_at = null, started_at = null,
+      last_lease = case d.outcome when 'rescued' then j.last_lease else d.lease end,  -- its own worker has lost it, whatever it acks later
       attempt = case d.outcome when 'retried' then j.attempt else j.attempt - 1 end,
       due_at = case when d.outcome in ('retried', 'snoozed') and d.delay > 0 then moment + d.delay * interval '1 second' end,
       ready_at = case when d.outcome in ('retried', 'snoozed') then moment + greatest(d.delay, 0) * interval '1 second' else j.ready_at end,
       suspect = d.outcome = 'rescued' or (d.outcome = 'released' and j.suspect),
       crashes = j.crashes + (d.outcome = 'rescued' and j.suspect and j.started_at is not null)::int,
-      errors = howdah.with_error(j.errors, d.error, j.attempt, moment)
+      errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress)
     from held d where j.ctid = d.at and d.outcome in ('retried', 'snoozed', 'released', 'rescued')
     returning j.id)
   select g.id from gone g union all select b.id from back b;
@@ -143,16 +148,20 @@ from unnest(ids, leases, sent_before) as a(id, lease, sent_before) left join how
 
 -- Completes one job inside the caller's transaction, so that what the caller wrote and the completion commit together.
 -- Call it last: the job's row is locked from here to the commit. Refused (JB008) if the lease is not the current one.
-create function howdah.complete(job_id bigint, lease bigint, result jsonb default null) returns text
+-- `run` is how long the work took, in seconds; null: since the claim.
+create function howdah.complete(job_id bigint, lease bigint, result jsonb default null, run float8 default null,
+  progress jsonb default null) returns text
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 #variable_conflict use_variable
 declare
   keep boolean := coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off';
 begin
   -- This waits, unlike the ack: only the engine locks a running row, and only for a moment.
-  perform from howdah.jobs j where j.id = job_id and j.lease = complete.lease for update;
+  select coalesce(run, extract(epoch from clock_timestamp() - j.claimed_at)) into run
+    from howdah.jobs j where j.id = job_id and j.lease = complete.lease for update;
   if found then
-    perform howdah.ack(array[job_id], array[complete.lease], array['completed'], array[result], array[null::jsonb], array[null::float8], array[0::float8], keep);
+    perform howdah.ack(array[job_id], array[complete.lease], array['completed'], array[result], array[null::jsonb], array[null::float8], array[run], array[run],
+      array[progress], keep);
     return 'completed';
   elsif exists (select from howdah.job_history h where h.id = job_id and h.lease = complete.lease and h.state = 'completed') then
     return 'completed';                            -- a repeat after a lost reply
@@ -163,7 +172,7 @@ end $$;
 -- Makes due jobs claimable, at most `count`, and tells how many it made and in how many seconds the next is due.
 -- now() and not clock_timestamp(): a volatile bound cannot be an index condition. The plan is pinned as the claim's is.
 create function howdah.promote(count int, out promoted int, out next_in float8) language plpgsql
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   queues text[];
 begin
@@ -233,7 +242,9 @@ declare
   dead howdah.workers;
   mine record;
 begin
-  for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl order by w.id for update skip locked loop
+  for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl
+                and pg_postmaster_start_time() < clock_timestamp() - w.ttl    -- after an outage nobody has had time to beat
+              order by w.id for update skip locked loop
     select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
            array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors
       into mine
@@ -247,7 +258,8 @@ begin
     if mine.jobs > 0 then
       select count(*) filter (where o.outcome = 'rescued'), count(*) filter (where o.outcome = 'crashed') into rescued, buried
         from howdah.ack(mine.ids, mine.leases, mine.outcomes, array_fill(null::jsonb, array[mine.jobs::int]), mine.errors,
-               array_fill(null::float8, array[mine.jobs::int]), array_fill(null::float8, array[mine.jobs::int]), true) a(id)
+               array_fill(null::float8, array[mine.jobs::int]), array_fill(null::float8, array[mine.jobs::int]), array_fill(null::float8, array[mine.jobs::int]),
+               array_fill(null::jsonb, array[mine.jobs::int]), true) a(id)
         join unnest(mine.ids, mine.outcomes) o(id, outcome) on o.id = a.id;
     end if;
     if not exists (select from howdah.jobs j where j.leased_by = dead.id) then
@@ -255,7 +267,9 @@ begin
     end if;
     return next;
   end loop;
-  if found then perform howdah.wake_all(); end if;
+  if found then
+    perform howdah.wake_all(), pg_notify('howdah_control', 'suspects');
+  end if;
 end $$;
 
 -- Makes the partitions of history from today to `ahead` days on, and tells how many days from today are ready.

@@ -1,0 +1,149 @@
+"""The writer of acks: everything that ended while the last batch was on its way is the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from howdah.errors import DatabaseUnavailableError
+from howdah.jsontext import describe_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from howdah.metrics import Metrics
+    from howdah.store import Attempt, Store
+
+log = logging.getLogger("howdah.acker")
+
+BATCH = 1000
+#: With so many acks waiting, the claimer stops: what runs must not outgrow what can be written down.
+HIGH_WATER = 5000
+#: Between tries at rows that somebody holds, in seconds, growing from the first to the second.
+BUSY_PAUSE = (0.005, 0.25)
+
+
+class Acker:
+    """Takes outcomes at any speed and writes them in batches, each until the database has answered for it."""
+
+    def __init__(self, *, store: Store, metrics: Metrics, keep_history: bool, on_relief: Callable[[], None]) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._keep = keep_history
+        self._on_relief = on_relief
+        self._waiting: list[Attempt] = []
+        self._busy: list[Attempt] = []
+        self._sent: set[tuple[int, int]] = set()
+        self._writing = 0
+        self._some = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def backlog(self) -> int:
+        """How many outcomes are not written yet."""
+        return len(self._waiting) + len(self._busy) + self._writing
+
+    @property
+    def full(self) -> bool:
+        """Whether the claimer should wait."""
+        return self.backlog >= HIGH_WATER
+
+    def put(self, attempt: Attempt) -> None:
+        """Take an outcome; never waits."""
+        self._waiting.append(attempt)
+        self._some.set()
+        self._idle.clear()
+
+    async def settled(self) -> None:
+        """Wait until everything that was put is written."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Write batches for as long as the service lives."""
+        pause = BUSY_PAUSE[0]
+        while True:
+            if not self._waiting and not self._busy:
+                self._some.clear()
+                self._idle.set()
+                await self._some.wait()
+            elif not self._waiting:
+                # Only rows that others hold: give them a moment, but let new outcomes through at once.
+                self._some.clear()
+                try:
+                    async with asyncio.timeout(pause):
+                        await self._some.wait()
+                except TimeoutError:
+                    pause = min(pause * 2, BUSY_PAUSE[1])
+            was_full = self.full
+            batch = self._take()
+            self._writing = len(batch)
+            still_busy = await self._write(batch)
+            self._writing = 0
+            self._busy.extend(still_busy)
+            if len(still_busy) < len(batch):
+                pause = BUSY_PAUSE[0]
+            if was_full and not self.full:
+                self._on_relief()
+
+    def _take(self) -> list[Attempt]:
+        # New ones first: rows that somebody holds for a minute must not hold up the others.
+        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        room = BATCH - len(batch)
+        batch += self._busy[:room]
+        self._busy = self._busy[room:]
+        return batch
+
+    async def _write(self, batch: Sequence[Attempt]) -> list[Attempt]:
+        """Write one batch, however long the database is away; gives the attempts whose rows are busy."""
+        while True:
+            try:
+                started = monotonic()
+                written = await self._store.ack(batch, keep=self._keep)
+                self._metrics.ack_seconds.observe(monotonic() - started)
+                self._metrics.ack_batch.observe(len(batch))
+                return await self._judge([attempt for attempt in batch if attempt.id not in written])
+            except DatabaseUnavailableError as error:
+                log.debug("ack will be repeated", extra={"jobs": len(batch), "error": str(error)})
+                self._sent.update((attempt.id, attempt.lease) for attempt in batch)
+            except asyncpg.CheckViolationError as error:
+                if "no partition" not in str(error):
+                    return await self._write_apart(batch, error)
+                log.warning("history has no partition for today, making it")
+                await self._make_partition()
+            except asyncpg.PostgresError as error:
+                return await self._write_apart(batch, error)
+
+    async def _judge(self, unwritten: Sequence[Attempt]) -> list[Attempt]:
+        """Find out about attempts that were not written; gives the busy ones."""
+        if not unwritten:
+            self._sent.clear()
+            return []
+        fates = await self._store.ack_fate(
+            unwritten, [(attempt.id, attempt.lease) in self._sent for attempt in unwritten], keep=self._keep
+        )
+        for attempt in unwritten:
+            if fates[attempt.id] == "lost":
+                self._metrics.lost_leases.inc()
+                log.warning("lost lease", extra={"job": attempt.id, "outcome": attempt.outcome})
+        return [attempt for attempt in unwritten if fates[attempt.id] == "busy"]
+
+    async def _write_apart(self, batch: Sequence[Attempt], error: asyncpg.PostgresError) -> list[Attempt]:
+        """Write a batch that the server refused in halves, so that the one that spoils it is found and the rest are kept."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return await self._write(batch[:middle]) + await self._write(batch[middle:])
+        attempt = batch[0]
+        log.error("an outcome could not be stored", extra={"job": attempt.id, "outcome": attempt.outcome, "error": str(error)})
+        stub = describe_error("Unstorable", f"the outcome {attempt.outcome} could not be stored: {error}")
+        if attempt.outcome == "dead" and attempt.result is None and attempt.error == stub:
+            raise error
+        return await self._write([attempt._replace(outcome="dead", result=None, error=stub, delay=None)])
+
+    async def _make_partition(self) -> None:
+        if not await self._store.make_partitions(1):
+            await asyncio.sleep(BUSY_PAUSE[1])

@@ -1,0 +1,6 @@
+"""`howdah bench`."""
+import click
+
+@click.command()
+def bench() -> None:
+    """Measure."""

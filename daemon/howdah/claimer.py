@@ -1,0 +1,245 @@
+"""The claim loop: how much to take, when to take it, and when to sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from howdah.errors import DatabaseUnavailableError
+from howdah.marks import Marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from howdah.job import Job
+    from howdah.metrics import Metrics
+    from howdah.slots import QueueSlots, RunTimes
+    from howdah.store import Store
+
+log = logging.getLogger("howdah.claimer")
+
+#: Jobs in hand beyond the slots, as a multiple of them, for kinds that have shown to be short.
+PREFETCH = 10
+#: The most jobs in one claim.
+CLAIM_LIMIT = 1000
+#: After a busy spell the polls begin at this many seconds and grow by half: a transaction that enqueued while nobody
+#: slept, and commits after, gives no wake.
+FIRST_POLL = 0.002
+POLL_GROWTH = 1.5
+#: After so many seconds of steady work enqueue is spared the notification.
+STEADY = 0.1
+#: While nobody hears wakes, polls are at most so many seconds apart.
+DEAF_POLL = 0.2
+
+
+class Plan(NamedTuple):
+    """One claim: for which kinds, and how many jobs of each queue."""
+
+    kinds: tuple[str, ...]
+    rooms: dict[str, int]
+
+
+class Claimer:
+    """Claims for the slots. One claim at a time: two would lock each other's rows."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        slots: Mapping[str, QueueSlots],
+        kinds: Sequence[str],
+        run_times: RunTimes,
+        worker: Callable[[], int],
+        is_full: Callable[[], bool],
+        is_deaf: Callable[[], bool],
+        metrics: Metrics,
+        poll_interval: float,
+    ) -> None:
+        self._store = store
+        self._slots = slots
+        self._kinds = tuple(kinds)
+        self._run_times = run_times
+        self._worker = worker
+        self._is_full = is_full
+        self._is_deaf = is_deaf
+        self._metrics = metrics
+        self._poll_interval = poll_interval
+        self._marks: dict[tuple[str, ...], Marks] = {}
+        self._stir = asyncio.Event()
+        self._stopping = False
+        self._suspects = False
+        self._lane: asyncio.Task[None] | None = None
+        # Queues whose last claim came back full, or that had no room: for them room is news.
+        self._hungry = set(slots)
+        self._asleep = False
+        self._poll = FIRST_POLL
+        self._work_began: float | None = None
+        self._unknown: list[int] = []
+        #: Set once a claim has been answered: the worker is of use.
+        self.claimed_once = asyncio.Event()
+        metrics.in_hand.set_function(lambda: sum(len(queue.hand) for queue in slots.values()))
+
+    def wake(self) -> None:
+        """Say that work has come. To be called on the main loop."""
+        self._stir.set()
+
+    def room(self, queue: str) -> None:
+        """Say that a job of a queue has ended."""
+        if queue in self._hungry:
+            self._stir.set()
+
+    def suspects_wait(self) -> None:
+        """Say that suspects wait to be run."""
+        self._suspects = True
+        self._stir.set()
+
+    def stop(self) -> None:
+        """Claim no more; `run` returns after the claim that is on its way."""
+        self._stopping = True
+        self._stir.set()
+
+    async def run(self) -> None:
+        """Claim for as long as the service takes work."""
+        while not self._stopping:
+            self._stir.clear()
+            try:
+                await self._give_back_unknown()
+                if self._suspects and self._lane is None:
+                    self._lane = asyncio.create_task(self._run_suspects(), name="suspects")
+                plan = self._plan()
+                if plan is None:
+                    await self._stir.wait()
+                elif not await self._claim(plan):
+                    await self._rest()
+            except DatabaseUnavailableError as error:
+                log.debug("claim failed", extra={"error": str(error)})
+                self._asleep = False
+
+    def _plan(self) -> Plan | None:
+        """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short."""
+        if self._is_full():
+            return None
+        # Beside a suspect nothing is claimed ahead.
+        short = tuple(kind for kind in self._kinds if self._run_times.is_short(kind)) if self._lane is None else ()
+        all_short = bool(short) and all(map(self._run_times.is_short, self._run_times.seen()))
+        rooms: dict[str, int] = {}
+        for name, slots in self._slots.items():
+            ahead = self._ahead(slots) if all_short else 0
+            if slots.free + ahead > 0:
+                rooms[name] = slots.free + ahead
+        if rooms:
+            return Plan(self._kinds, _limited(rooms))
+        rooms = {name: ahead for name, slots in self._slots.items() if short and (ahead := self._ahead(slots))}
+        return Plan(short, _limited(rooms)) if rooms else None
+
+    def _ahead(self, slots: QueueSlots) -> int:
+        """Give how many to claim ahead: none until half of what was is used up, so that claims stay few and large."""
+        most = PREFETCH * slots.size
+        waiting = max(len(slots.hand) - max(slots.size - slots.running, 0), 0)
+        return most - waiting if waiting <= most // 2 else 0
+
+    async def _claim(self, plan: Plan) -> bool:
+        """Claim once and hand over; tells whether there may be more."""
+        marks = self._marks.get(plan.kinds)
+        if marks is None:
+            if len(self._marks) >= 4:
+                self._marks.clear()
+            marks = self._marks[plan.kinds] = Marks()
+        began = monotonic()
+        look = began >= marks.next_look
+        lease = secrets.randbits(63)
+        try:
+            claim = await self._store.claim(self._worker(), lease, plan.kinds, plan.rooms, marks.stretches(plan.rooms, look=look))
+        except BaseException:
+            self._unknown.append(lease)
+            raise
+        ended = monotonic()
+        self._metrics.claim_seconds.observe(ended - began)
+        marks.claimed(plan.rooms, claim.jobs, claim.newest, look=look, began=began, ended=ended)
+        self.claimed_once.set()
+        counts = self._hand_over(claim.jobs, ended)
+        self._hungry = {name for name in self._slots if name not in plan.rooms or counts.get(name, 0) >= plan.rooms[name]}
+        if claim.jobs:
+            await self._note_work(began)
+            # Asleep, every later commit notifies; a claim that came back short has nothing to go back for.
+            return not self._asleep or any(counts.get(name, 0) >= room for name, room in plan.rooms.items())
+        return False
+
+    def _hand_over(self, jobs: Sequence[Job[Any]], now: float) -> dict[str, int]:
+        by_queue: dict[str, list[Job[Any]]] = {}
+        for job in jobs:
+            job.in_hand_since = now
+            by_queue.setdefault(job.queue, []).append(job)
+        for name, claimed in by_queue.items():
+            self._metrics.claimed.labels(name).inc(len(claimed))
+            self._slots[name].give(claimed)
+        return {name: len(claimed) for name, claimed in by_queue.items()}
+
+    async def _note_work(self, now: float) -> None:
+        if self._work_began is None:
+            self._work_began = now
+        elif self._asleep and now - self._work_began > STEADY:
+            await self._store.say_awake(self._worker())
+            self._asleep = False
+
+    async def _rest(self) -> None:
+        """Sleep until a wake, room, or the next poll. Saying so comes first, and then one more claim: see `_asleep`."""
+        if not self._asleep:
+            await self._store.say_asleep(self._worker())
+            self._asleep = True
+            self._poll = FIRST_POLL
+            return
+        began = monotonic()
+        longest = DEAF_POLL if self._is_deaf() else self._poll_interval
+        try:
+            async with asyncio.timeout(min(self._poll, longest)):
+                await self._stir.wait()
+        except TimeoutError:
+            self._metrics.polls.inc()
+            self._poll = min(self._poll * POLL_GROWTH, longest)
+        if monotonic() - began > 0.005:
+            self._work_began = None
+
+    async def _run_suspects(self) -> None:
+        """Run suspects one at a time until none is left. While this lasts nothing is claimed ahead: what brings a worker down
+        must find nothing in its hand."""
+        try:
+            while not self._stopping and any(slots.hand for slots in self._slots.values()):
+                await asyncio.sleep(FIRST_POLL)
+            self._suspects = False
+            while not self._stopping:
+                lease = secrets.randbits(63)
+                try:
+                    job = await self._store.claim_suspect(self._worker(), lease, self._kinds, list(self._slots))
+                except BaseException:
+                    self._unknown.append(lease)
+                    raise
+                if job is None:
+                    break
+                job.in_hand_since = monotonic()
+                self._metrics.claimed.labels(job.queue).inc()
+                await self._slots[job.queue].give_and_wait(job)
+        except DatabaseUnavailableError:
+            self._suspects = True
+        finally:
+            self._lane = None
+            self._stir.set()
+
+    async def _give_back_unknown(self) -> None:
+        """Give back what a claim may have taken whose reply was lost: nobody would ever run it."""
+        while self._unknown:
+            given_back = await self._store.disclaim(self._worker(), self._unknown[0])
+            lease = self._unknown.pop(0)
+            if given_back:
+                log.warning("gave back a claim whose reply was lost", extra={"jobs": given_back, "lease": str(lease)})
+
+
+def _limited(rooms: dict[str, int]) -> dict[str, int]:
+    """Share the most that one claim may bring among the queues, by their room."""
+    total = sum(rooms.values())
+    if total <= CLAIM_LIMIT:
+        return rooms
+    return {name: max(room * CLAIM_LIMIT // total, 1) for name, room in rooms.items()}

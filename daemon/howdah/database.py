@@ -1,0 +1,169 @@
+"""Connections to PostgreSQL: how they are made, what they decode, and what their failures mean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import orjson
+import tenacity
+
+from howdah.errors import DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+log = logging.getLogger("howdah.database")
+
+CONNECT_TIMEOUT = 10.0
+CALL_TIMEOUT = 60.0
+
+# SQLSTATE classes, and states, after which the same call on a new connection may succeed: connection, resources,
+# operator intervention, system error, internal error, and "read only" (the address leads to a standby).
+_PASSING = ("08", "53", "57", "58", "XX", "25006")
+
+
+class Line:
+    """One dedicated connection of the engine, made anew after every doubt.
+
+    One call at a time. A call that fails for want of a database raises DatabaseUnavailableError, and nobody knows whether it
+    took effect; the next call connects first, waiting as long as it takes. Belongs to the loop that first uses it.
+    """
+
+    def __init__(self, name: str, url: str, *, raw_json: bool = False, on_reconnect: Callable[[str], None] | None = None) -> None:
+        self.name = name
+        self._url = url
+        self._raw_json = raw_json
+        self._on_reconnect = on_reconnect
+        self._connection: asyncpg.Connection | None = None
+        self._connected_before = False
+        self._turn = asyncio.Lock()
+
+    async def fetch(self, sql: str, *arguments: Any) -> Sequence[asyncpg.Record]:
+        """Run one statement and give its rows. Raises DatabaseUnavailableError, or the server's refusal as it came."""
+        async with self._turn:
+            connection = await self._ready()
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT):
+                    return await connection.fetch(sql, *arguments)
+            except asyncpg.PostgresError as error:
+                if not is_passing(error):
+                    raise
+                self._forget()
+                raise DatabaseUnavailableError(f"{self.name}: {error}") from error
+            except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError) as error:
+                self._forget()
+                raise DatabaseUnavailableError(f"{self.name}: {error or type(error).__name__}") from error
+            except asyncio.CancelledError:
+                # Half a call: what it did is unknown, and the protocol may be anywhere.
+                self._forget()
+                raise
+
+    async def connection(self) -> asyncpg.Connection:
+        """Give the connection itself, connecting first if need be: for LISTEN, which belongs to a connection."""
+        async with self._turn:
+            return await self._ready()
+
+    async def close(self) -> None:
+        """Hang up politely; at once if the server does not answer."""
+        connection, self._connection = self._connection, None
+        if connection is not None and not connection.is_closed():
+            try:
+                await connection.close(timeout=2)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                connection.terminate()
+
+    def drop(self) -> None:
+        """Cut the connection without a word; the next call makes a new one."""
+        self._forget()
+
+    async def _ready(self) -> asyncpg.Connection:
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        if self._connected_before and self._on_reconnect is not None:
+            self._on_reconnect(self.name)
+        self._connection = await connect(self._url, name=self.name, raw_json=self._raw_json)
+        self._connected_before = True
+        return self._connection
+
+    def _forget(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+
+async def connect(url: str, *, name: str, raw_json: bool = False) -> asyncpg.Connection:
+    """Connect, trying for as long as the database is away: often at first, then every second or so.
+
+    What no waiting heals (wrong password, no such database) is raised as the server said it.
+    """
+    async for attempt in tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(is_away),
+        wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
+        before_sleep=_say_waiting(name),
+        reraise=True,
+    ):
+        with attempt:
+            connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": f"howdah {name}"})
+            await set_codecs(connection, raw_json=raw_json)
+            return connection
+    raise AssertionError("unreachable: the loop above ends by return or raise")
+
+
+@asynccontextmanager
+async def connected(url: str, *, name: str = "client") -> AsyncIterator[asyncpg.Connection]:
+    """Lend a connection for the length of a `with`; one try, errors as they come."""
+    connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": f"howdah {name}"})
+    try:
+        await set_codecs(connection)
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def set_codecs(connection: asyncpg.Connection, *, raw_json: bool = False) -> None:
+    """Let jsonb travel as Python objects; with `raw_json` what comes back stays bytes, to be decoded once and late."""
+    await connection.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        encoder=_encode_jsonb,
+        decoder=_strip_version if raw_json else _decode_jsonb,
+        format="binary",
+    )
+
+
+def is_passing(error: asyncpg.PostgresError) -> bool:
+    """Tell whether an error of the server is one that goes by, so that the same call may succeed later."""
+    return bool(error.sqlstate) and str(error.sqlstate).startswith(_PASSING)
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell whether a failed connect means that the database is not there now, rather than that the address is wrong."""
+    if isinstance(error, asyncpg.PostgresError):
+        return is_passing(error)
+    return isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError))
+
+
+def _say_waiting(name: str) -> Callable[[tenacity.RetryCallState], None]:
+    def say(state: tenacity.RetryCallState) -> None:
+        # Once, not a line a second: an outage fills no disk.
+        if state.attempt_number == 2 and state.outcome is not None:
+            log.warning("database is away, waiting", extra={"connection": name, "error": str(state.outcome.exception())})
+
+    return say
+
+
+def _encode_jsonb(value: Any) -> bytes:
+    """Give jsonb's wire format: a version byte, then text. Bytes are taken as JSON that is encoded already."""
+    return b"\x01" + (value if isinstance(value, bytes) else orjson.dumps(value))
+
+
+def _decode_jsonb(data: Any) -> Any:
+    return orjson.loads(memoryview(data)[1:])
+
+
+def _strip_version(data: Any) -> bytes:
+    return bytes(data[1:])

@@ -1,0 +1,127 @@
+"""The HTTP port: metrics for Prometheus, health for whoever restarts or routes."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+
+from howdah.errors import ConfigError, DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from howdah.metrics import Metrics
+    from howdah.store import Store
+    from howdah.vitals import Vitals
+
+log = logging.getLogger("howdah.endpoint")
+
+#: A job counts as stuck so many seconds past its worker's ttl, or past its own timeout.
+SWEEP, GRACE = 10.0, 30.0
+
+
+class Endpoint:
+    """Serves /metrics, /healthz, /readyz, /health/queue and /stats."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        admin_token: str | None,
+        store: Store,
+        vitals: Vitals,
+        metrics: Metrics,
+        ttl: float,
+        hang_timeout: float,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._admin_token = admin_token
+        self._store = store
+        self._vitals = vitals
+        self._metrics = metrics
+        self._ttl = ttl
+        self._hang_timeout = hang_timeout
+        self._runner: web.AppRunner | None = None
+        #: Where it listens, once it does.
+        self.address = ""
+
+    async def open(self) -> None:
+        """Begin to listen. Raises ConfigError when the address is taken."""
+        app = web.Application()
+        app.router.add_get("/metrics", self._serve_metrics)
+        app.router.add_get("/healthz", self._serve_healthz)
+        app.router.add_get("/readyz", self._serve_readyz)
+        app.router.add_get("/health/queue", self._serve_queue_health)
+        app.router.add_get("/stats", self._admin(self._serve_stats))
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError("HOWDAH_HTTP_PORT", f"cannot listen on {self._host}:{self._port}: {error.strerror}") from None
+        port = self._runner.addresses[0][1]
+        self.address = f"http://{self._host}:{port}"
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if self._runner is not None:
+                await self._runner.cleanup()
+
+    async def _serve_metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _serve_healthz(self, _request: web.Request) -> web.Response:
+        """Fail only when the main loop hangs: a restart does not mend a database."""
+        age = self._vitals.pulse_age()
+        return _json({"healthy": age < self._hang_timeout, "pulse_age": round(age, 3)}, ok=age < self._hang_timeout)
+
+    async def _serve_readyz(self, _request: web.Request) -> web.Response:
+        reasons = []
+        if self._vitals.draining:
+            reasons.append("draining")
+        if self._vitals.beat_age() > self._ttl / 2:
+            reasons.append("the database does not answer")
+        if not self._vitals.working:
+            reasons.append("nothing was claimed yet")
+        return _json({"ready": not reasons, "reasons": reasons}, ok=not reasons)
+
+    async def _serve_queue_health(self, _request: web.Request) -> web.Response:
+        try:
+            stuck, pending = await self._store.queue_health(sweep=SWEEP, grace=GRACE)
+        except DatabaseUnavailableError as error:
+            return _json({"healthy": False, "reason": str(error)}, ok=False)
+        return _json({"healthy": not stuck, "stuck_jobs": stuck, "pending_jobs": pending}, ok=not stuck)
+
+    async def _serve_stats(self, _request: web.Request) -> web.Response:
+        try:
+            return _json({"jobs": await self._store.stats()}, ok=True)
+        except DatabaseUnavailableError as error:
+            return _json({"reason": str(error)}, ok=False)
+
+    def _admin(self, serve: Callable[[web.Request], Awaitable[web.Response]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        """Ask for the admin token when the port is open to others than this host."""
+
+        async def guarded(request: web.Request) -> web.Response:
+            if self._host in {"127.0.0.1", "::1", "localhost"} and self._admin_token is None:
+                return await serve(request)
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if self._admin_token is None or not hmac.compare_digest(given.encode(), self._admin_token.encode()):
+                return web.Response(status=401, text="HOWDAH_ADMIN_TOKEN is needed, as a bearer token\n")
+            return await serve(request)
+
+        return guarded
+
+
+def _json(body: object, *, ok: bool) -> web.Response:
+    return web.Response(body=orjson.dumps(body), status=200 if ok else 503, content_type="application/json")

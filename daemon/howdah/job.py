@@ -1,0 +1,147 @@
+"""A job as its handler sees it, and the outcomes that a handler may return."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
+    from datetime import datetime, timedelta
+
+    import asyncpg
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Return this to be called again after `delay` (seconds, or a timedelta); the attempt is not counted."""
+
+    delay: float | timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Return this to end the job as dead at once, however many attempts are left: it is hopeless, and `reason` says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Return this to end the job as cancelled: nobody wants it any more, and `reason` says why."""
+
+    reason: str
+
+
+class Services(Protocol):
+    """What a running job may ask of its worker."""
+
+    def report(self, job: Job[Any], progress: Any) -> None:
+        """Keep the newest progress, to be written within a second."""
+
+    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """Lend a connection of the handlers' pool."""
+
+
+class Job(Generic[P]):
+    """One attempt at a job, handed to its handler.
+
+    `payload` is what the handler's annotation asks for: `Job[Model]` gives a validated Model, `Job` a dict.
+    """
+
+    __slots__ = (
+        "attempt",
+        "cancelled",
+        "created_at",
+        "deadline",
+        "expires_in",
+        "headers",
+        "id",
+        "in_hand_since",
+        "kind",
+        "lease",
+        "max_attempts",
+        "payload",
+        "priority",
+        "progress",
+        "queue",
+        "raw_headers",
+        "raw_payload",
+        "resources",
+        "services",
+        "started",
+        "subject",
+        "task",
+        "timed_out",
+        "timeout",
+        "told_start",
+        "waited",
+    )
+
+    id: int
+    kind: str
+    queue: str
+    payload: P
+    attempt: int
+    max_attempts: int
+    priority: int
+    subject: str | None
+    headers: Mapping[str, Any]
+    created_at: datetime
+    #: True from the moment somebody asked for this job to be cancelled; long handlers look at it between their steps.
+    cancelled: bool
+    #: When the timeout strikes, on the clock of `time.monotonic()`.
+    deadline: float
+    resources: Mapping[str, Any]
+
+    # The engine's own: the lease is the fence, `task` is the slot that runs it.
+    lease: int
+    timeout: float | None
+    waited: float
+    expires_in: float | None
+    raw_payload: bytes
+    raw_headers: bytes | None
+    in_hand_since: float
+    started: float
+    told_start: bool
+    timed_out: bool
+    progress: Any
+    services: Services
+    task: asyncio.Task[None] | None
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.kind} attempt {self.attempt}/{self.max_attempts}>"
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry the job's id, kind, queue, attempt and subject."""
+        return logging.LoggerAdapter(logging.getLogger(f"howdah.job.{self.kind}"), job_fields(self))
+
+    async def report(self, progress: Any) -> None:
+        """Publish progress, any JSON, in `job_status.progress`.
+
+        At most one write a second; the newest one wins, and the last is never lost. A write that fails never hurts the job.
+        """
+        self.services.report(self, progress)
+
+    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """Lend a connection of the handlers' pool for the length of a `async with`."""
+        return self.services.connection()
+
+
+def job_fields(job: Job[Any]) -> dict[str, Any]:
+    """Give what every log line about a job carries."""
+    fields = {"job": job.id, "kind": job.kind, "queue": job.queue, "attempt": job.attempt}
+    if job.subject is not None:
+        fields["subject"] = job.subject
+    return fields
+
+
+#: The job that runs in this context, so that plain `logging` inside a handler carries its id, too.
+current_job: ContextVar[Job[Any] | None] = ContextVar("howdah_job", default=None)

@@ -1,0 +1,85 @@
+"""What handlers return, made into JSON that PostgreSQL takes. It never fails: what cannot be kept becomes a stub that says so."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: The most bytes of a result or a progress, and of one error.
+LIMIT = 1 << 20
+ERROR_LIMIT = 8000
+
+_OPTIONS = orjson.OPT_NON_STR_KEYS
+
+
+class Encoded(bytes):
+    """JSON that is ready to be stored."""
+
+    __slots__ = ()
+
+
+def encode(value: Any, *, limit: int = LIMIT) -> Encoded:
+    """Give the JSON of a value; NUL characters and lone surrogates, which PostgreSQL refuses, become U+FFFD."""
+    if isinstance(value, Encoded):
+        return value
+    try:
+        text = orjson.dumps(value, default=_fallback, option=_OPTIONS)
+    except (TypeError, ValueError, RecursionError):
+        try:
+            text = orjson.dumps(_mend(value), default=_fallback, option=_OPTIONS)
+        except (TypeError, ValueError, RecursionError) as error:
+            return Encoded(orjson.dumps({"howdah": f"a {type(value).__name__} that is not JSON: {_clean(str(error))[:200]}"}))
+    if b"\\u0000" in text:
+        text = orjson.dumps(_mend(orjson.loads(text)))
+    if len(text) > limit:
+        return Encoded(orjson.dumps({"howdah": f"{len(text)} bytes of JSON, more than the {limit} that are kept"}))
+    return Encoded(text)
+
+
+def encode_error(error: BaseException) -> bytes:
+    """Give the JSON of an exception: its type, message and stack, each cut to a size."""
+    stack = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else None
+    return describe_error(type(error).__name__, str(error) or repr(error), stack)
+
+
+def describe_error(kind: str, message: str, stack: str | None = None) -> bytes:
+    """Give the JSON of an error that is no exception of ours."""
+    facts = {"type": kind, "message": _clean(message)[:2000]}
+    if stack is not None:
+        # The end of a stack says what happened; the beginning is the engine's.
+        facts["stack"] = _clean(stack)[-ERROR_LIMIT:]
+    return orjson.dumps(facts)
+
+
+def _fallback(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError("bytes have no place in JSON")
+    return str(value)
+
+
+def _mend(value: Any) -> Any:
+    """Copy a value with every string made storable, and integers beyond 64 bits as strings."""
+    mend: Callable[[Any], Any] = _mend
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, dict):
+        return {mend(key): mend(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [mend(item) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 64:
+        return str(value)
+    return value
+
+
+def _clean(text: str) -> str:
+    return text.replace("\0", "�").encode("utf-8", "replace").decode()

@@ -1,0 +1,68 @@
+"""Logging: one event one line, as JSON for machines or as text for people."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any, Literal
+
+import orjson
+
+from howdah.job import current_job, job_fields
+
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def configure(*, style: Literal["json", "console"], level: str) -> None:
+    """Send every log line of the process to standard error in the given style."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter() if style == "json" else ConsoleFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("aiohttp.access", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: time, level, event, and the event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line."""
+        line: dict[str, Any] = {
+            "time": _iso(record.created),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["stack"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line for people: time, level, event, fields as key=value; control characters escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line."""
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = _escape(f"{clock} {record.levelname.lower():<7} {record.getMessage()} {fields}".rstrip())
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    job = current_job.get()
+    fields = job_fields(job) if job is not None else {}
+    fields.update((name, value) for name, value in vars(record).items() if name not in _PLAIN)
+    return fields
+
+
+def _iso(moment: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment % 1 * 1000):03d}Z"
+
+
+def _escape(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

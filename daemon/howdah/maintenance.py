@@ -1,0 +1,150 @@
+"""The upkeep: what is due becomes ready, events become jobs, dead workers' jobs come back, history has its days."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from howdah.errors import DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from howdah.metrics import Metrics
+    from howdah.store import Store
+    from howdah.vitals import Vitals
+
+log = logging.getLogger("howdah.maintenance")
+
+#: Jobs made ready, and keys coalesced, in one statement.
+PROMOTE_BATCH = 1000
+#: The longest time between looks at what is due, in seconds, hearing or deaf: the alarm is set by what is known.
+DUE_INTERVAL, DEAF_DUE_INTERVAL = 5.0, 1.0
+RESCUE_BATCH = 10_000
+ORPHAN_INTERVAL = 300.0
+HISTORY_INTERVAL, HISTORY_AHEAD = 3600.0, 14
+#: Counting reads the whole table: it gets a hundredth of the time.
+DEPTH_INTERVAL, DEPTH_SHARE = 15.0, 100
+
+
+class Maintenance:
+    """Harmless when several workers do it at once; what one can do for all is done by the worker that leads."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        vitals: Vitals,
+        metrics: Metrics,
+        ttl: float,
+        history_days: int,
+        on_ready: Callable[[], None],
+        on_suspects: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._vitals = vitals
+        self._metrics = metrics
+        self._ttl = ttl
+        self._history_days = history_days
+        self._on_ready = on_ready
+        self._on_suspects = on_suspects
+        self._stir = asyncio.Event()
+
+    def due(self, delay: float = 0.0) -> None:
+        """Say that something becomes due in so many seconds, perhaps earlier than anything known. On the main loop."""
+        if delay <= 0:
+            self._stir.set()
+        else:
+            asyncio.get_running_loop().call_later(delay, self._stir.set)
+
+    async def run(self) -> None:
+        """Keep house until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_due(), name="due")
+            group.create_task(self._forever(self._rescue), name="rescue")
+            group.create_task(self._forever(self._keep_history), name="history")
+            group.create_task(self._forever(self._sweep_orphans), name="orphans")
+            group.create_task(self._forever(self._count), name="depth")
+
+    async def _keep_due(self) -> None:
+        """Promote and coalesce at the right moment: the statements say when the next one is."""
+        while True:
+            self._stir.clear()
+            longest = DUE_INTERVAL if self._vitals.listening else DEAF_DUE_INTERVAL
+            try:
+                pause = await self._make_ready()
+            except DatabaseUnavailableError as error:
+                log.debug("promotion failed", extra={"error": str(error)})
+                pause = DEAF_DUE_INTERVAL
+            try:
+                async with asyncio.timeout(min(pause, longest)):
+                    await self._stir.wait()
+            except TimeoutError:
+                pass
+
+    async def _make_ready(self) -> float:
+        """Make ready what is due; gives the seconds until the next look."""
+        promoted, next_job = await self._store.promote(PROMOTE_BATCH)
+        made, next_event = await self._store.coalesce_events(PROMOTE_BATCH)
+        if promoted or made:
+            self._on_ready()
+        # A millisecond late rather than early: an early look finds nothing and has to come again.
+        return min((max(moment, 0.0) + 0.001 for moment in (next_job, next_event) if moment is not None), default=DUE_INTERVAL)
+
+    async def _rescue(self) -> float:
+        """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""
+        dead, next_in = await self._store.rescue(RESCUE_BATCH)
+        for worker in dead:
+            self._metrics.rescued.inc(worker["rescued"] + worker["buried"])
+            log.warning(
+                "rescued",
+                extra={
+                    "worker": worker["worker"],
+                    "name_of_worker": worker["name"],
+                    "jobs": worker["rescued"],
+                    "buried": worker["buried"],
+                    "beat_age": round(worker["beat_age"], 1),
+                },
+            )
+        if any(worker["rescued"] for worker in dead):
+            self._on_suspects()
+            return 0.1
+        return min(max(next_in or self._ttl, 0.1), self._ttl * 2 / 3)
+
+    async def _keep_history(self) -> float:
+        """Have partitions ahead, drop old ones."""
+        self._metrics.partitions_ahead.set(await self._store.make_partitions(HISTORY_AHEAD))
+        if self._vitals.leads and self._history_days:
+            for name in await self._store.drop_partitions(self._history_days):
+                log.info("dropped history", extra={"partition": name})
+        return HISTORY_INTERVAL
+
+    async def _sweep_orphans(self) -> float:
+        if self._vitals.leads and await self._store.rescue_orphans():
+            log.warning("found leases of workers without a row; they will be rescued")
+        return ORPHAN_INTERVAL
+
+    async def _count(self) -> float:
+        """Count the queues, if this worker leads; the others say nothing, so that sums come out right."""
+        self._metrics.jobs.clear()
+        self._metrics.oldest_ready.clear()
+        if not self._vitals.leads:
+            return DEPTH_INTERVAL
+        began = monotonic()
+        for row in await self._store.queue_depth():
+            self._metrics.jobs.labels(row["queue"], row["state"]).set(row["jobs"])
+            if row["state"] == "ready":
+                self._metrics.oldest_ready.labels(row["queue"]).set(max(row["oldest"], 0.0))
+        return max(DEPTH_INTERVAL, (monotonic() - began) * DEPTH_SHARE)
+
+    async def _forever(self, duty: Callable[[], object]) -> None:
+        """Do a duty again and again; it gives the pause until the next time."""
+        while True:
+            try:
+                pause = await duty()  # type: ignore[misc]  # every duty is a coroutine function that gives seconds
+            except DatabaseUnavailableError as error:
+                log.debug("upkeep failed", extra={"error": str(error)})
+                pause = DEAF_DUE_INTERVAL
+            await asyncio.sleep(pause)

@@ -1,0 +1,90 @@
+"""How far a worker has claimed, per queue and priority: the watermarks that let a claim pass over what lies behind.
+
+Behind a mark lie jobs in hand and the dead index entries of jobs that are done. What comes to lie behind one without being
+claimed (late commits, promoted, retried, released and rescued jobs) is found by a look from the start, which is dear when
+much lies there; so looks get a twentieth of the time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from howdah.store import LAST_RANK, START, Stretch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from howdah.job import Job
+
+#: A look is followed by so many times its own duration without one.
+LOOK_SHARE = 20
+#: While claims come back full there is no hurry to look behind: seconds.
+BUSY_LOOK_INTERVAL = 0.2
+#: A mark never moves past ids that were given out less than so many seconds ago: their transactions may still be open.
+LAG = 0.05
+_SAMPLE = 0.01
+
+
+class Marks:
+    """The watermarks of one set of kinds."""
+
+    def __init__(self) -> None:
+        self._past: dict[tuple[str, int], int] = {}
+        self._newest: deque[tuple[float, int]] = deque()
+        self._settled = 0
+        self.next_look = 0.0
+
+    def stretches(self, queues: Iterable[str], *, look: bool) -> list[Stretch]:
+        """Give where to claim: from the marks, or from the start."""
+        if look:
+            return [Stretch(queue, *START, LAST_RANK) for queue in queues]
+        return [
+            Stretch(queue, rank, self._past.get((queue, rank), 0), rank) for queue in queues for rank in range(LAST_RANK + 1)
+        ]
+
+    def claimed(
+        self, rooms: Mapping[str, int], jobs: Sequence[Job[Any]], newest: int, *, look: bool, began: float, ended: float
+    ) -> None:
+        """Move the marks after a claim that lasted from `began` to `ended`."""
+        settled = self._settle(newest, began)
+        found: dict[str, dict[int, int]] = {queue: {} for queue in rooms}
+        counts = dict.fromkeys(rooms, 0)
+        for job in jobs:
+            ranks = found[job.queue]
+            rank = LAST_RANK - job.priority
+            if job.id > ranks.get(rank, 0):
+                ranks[rank] = job.id
+            counts[job.queue] += 1
+        any_full = False
+        for queue, room in rooms.items():
+            full = counts[queue] >= room
+            any_full = any_full or full
+            self._move(queue, found[queue], settled, full=full, look=look)
+        if look:
+            asked = sum(rooms.values())
+            wasted = (ended - began) * (1 - len(jobs) / asked)
+            self.next_look = ended + max(wasted * LOOK_SHARE, BUSY_LOOK_INTERVAL if any_full and len(jobs) < asked else 0.0)
+        elif any_full:
+            self.next_look = max(self.next_look, began + BUSY_LOOK_INTERVAL)
+
+    def _move(self, queue: str, found: dict[int, int], settled: int, *, full: bool, look: bool) -> None:
+        last = max(found, default=LAST_RANK) if full else LAST_RANK + 1
+        for rank in range(LAST_RANK + 1):
+            key = (queue, rank)
+            past = self._past.get(key, 0)
+            if rank < last:
+                # Read to its end: all that lies there and is settled is behind us.
+                self._past[key] = max(past, settled)
+            elif rank == last and rank in found:
+                # A full look may have found old jobs by the thousand: the mark goes down to them.
+                reached = min(found[rank], settled) if settled else 0
+                self._past[key] = reached if look else max(past, reached)
+
+    def _settle(self, newest: int, now: float) -> int:
+        """Give the last id that had been given out LAG seconds ago."""
+        if not self._newest or now - self._newest[-1][0] >= _SAMPLE:
+            self._newest.append((now, newest))
+        while self._newest and self._newest[0][0] <= now - LAG:
+            self._settled = max(self._settled, self._newest.popleft()[1])
+        return self._settled

@@ -1,0 +1,80 @@
+"""Handlers in processes of their own: for work that keeps a CPU busy, and killed for real at its timeout."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pebble import ProcessExpired, ProcessPool
+
+from howdah.errors import HandlerTimeoutError, HowdahError
+from howdah.job import Cancel, Discard, Job, Snooze
+from howdah.jsontext import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from howdah.registry import Handler
+
+#: What a process handler needs to know of its job: everything plain.
+_FACTS = ("id", "kind", "queue", "attempt", "max_attempts", "priority", "subject", "created_at", "raw_payload", "raw_headers")
+
+
+class Processes:
+    """A pool of processes, made when the first process handler is called."""
+
+    def __init__(self, modules: Sequence[str], *, size: int | None = None) -> None:
+        self._modules = tuple(modules)
+        self._size = size or os.cpu_count() or 1
+        self._pool: ProcessPool | None = None
+
+    async def call(self, job: Job[Any], handler: Handler) -> Any:
+        """Run a handler in a process and give what it returned.
+
+        Raises what it raised, HandlerTimeoutError when it was killed at its timeout, HowdahError when its process died.
+        """
+        if self._pool is None:
+            # forkserver: a child must not inherit our threads' locks, nor our connections.
+            context = multiprocessing.get_context("forkserver")
+            self._pool = ProcessPool(max_workers=self._size, context=context, initializer=_ignore_interrupts)
+        timeout = job.timeout or handler.timeout
+        facts = {name: getattr(job, name) for name in _FACTS}
+        future = self._pool.schedule(_call_in_child, args=(self._modules, facts), timeout=timeout)
+        try:
+            return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise HandlerTimeoutError(job.kind, timeout) from None
+        except ProcessExpired as error:
+            raise HowdahError(f"the process of {job.kind} died with code {error.exitcode}") from None
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches the whole group; what a child does about it is its parent's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _call_in_child(modules: Sequence[str], facts: dict[str, Any]) -> Any:
+    from howdah.registry import load  # noqa: PLC0415  # only the child imports the handlers here
+
+    handler = load(modules).get(facts["kind"])
+    if handler is None:
+        raise HowdahError(f"no handler for {facts['kind']} in a child process")
+    job: Job[Any] = Job()
+    for name, value in facts.items():
+        setattr(job, name, value)
+    job.payload = handler.validate(job.raw_payload)
+    job.headers = orjson.loads(job.raw_headers) if job.raw_headers is not None else {}
+    job.cancelled = False
+    value = handler.function(job)
+    # Encoded here, in the child: it may be large, and need not be picklable.
+    return value if value is None or isinstance(value, Snooze | Discard | Cancel) else encode(value)

@@ -1,0 +1,251 @@
+"""Which handler runs which kind: `@handler` puts it in, the executor looks it up."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from howdah.backoff import backoff as default_backoff
+from howdah.errors import HandlersError, PayloadError
+from howdah.job import Job
+
+F = TypeVar("F", bound=Callable[..., Any])
+RunsIn = Literal["async", "thread", "process"]
+
+#: JSON types, as jsonb_typeof names them, that a JSON schema's type stands for.
+_JSON_TYPES = {"integer": "number"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """One kind's code, with what was said of it."""
+
+    kind: str
+    function: Callable[..., Any]
+    runs_in: RunsIn
+    transaction: bool
+    queue: str | None
+    priority: int | None
+    timeout: float
+    max_attempts: int
+    backoff: Callable[[int], float]
+    secret: tuple[str, ...]
+    retry_for: tuple[type[BaseException], ...]
+    discard_for: tuple[type[BaseException], ...]
+    payload_type: Any = dict
+    adapter: TypeAdapter[Any] = field(repr=False)
+
+    def validate(self, payload: bytes) -> Any:
+        """Make the payload of its JSON. Raises PayloadError, which names the field but never shows its value."""
+        try:
+            return self.adapter.validate_json(payload)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"]) or "payload"
+            raise PayloadError(self.kind, f"{place}: {first['msg']}") from None
+
+    def registration(self) -> dict[str, Any]:
+        """Give what the database keeps of this kind."""
+        schema = self.adapter.json_schema()
+        return {
+            "name": self.kind,
+            "fields": _fields(schema, self.payload_type),
+            "schema": schema,
+            "queue": self.queue,
+            "priority": self.priority,
+            "max_attempts": self.max_attempts,
+            "timeout": self.timeout,
+            "secret": list(self.secret),
+        }
+
+
+class Registry:
+    """The handlers that have been declared, by kind."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    def add(self, handler: Handler) -> None:
+        """Take a handler in. Raises HandlersError when another function has its kind already."""
+        held = self._handlers.get(handler.kind)
+        if held is not None and _home(held.function) != _home(handler.function):
+            raise HandlersError(f"kind {handler.kind!r} has two handlers: {_home(held.function)} and {_home(handler.function)}")
+        self._handlers[handler.kind] = handler
+
+    def get(self, kind: str) -> Handler | None:
+        """Look a kind up."""
+        return self._handlers.get(kind)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds, in order."""
+        return sorted(self._handlers)
+
+    def registrations(self) -> Iterable[dict[str, Any]]:
+        """Give what the database keeps of each kind."""
+        return [self._handlers[kind].registration() for kind in self.kinds]
+
+    def revision(self) -> int:
+        """Give the age of the code, as nanoseconds since 1970: of its youngest file. Newer code wins when kinds are registered."""
+        files = {inspect.getsourcefile(handler.function) for handler in self._handlers.values()}
+        return max((os.stat(file).st_mtime_ns for file in files if file and os.path.exists(file)), default=0)
+
+
+#: Where `@handler` puts things; a process has one set of handlers.
+registry = Registry()
+
+
+def handler(
+    kind: str,
+    *,
+    queue: str | None = None,
+    priority: int | None = None,
+    timeout: float = 300,
+    max_attempts: int = 3,
+    backoff: Callable[[int], float] = default_backoff,
+    transaction: bool = False,
+    runs_in: RunsIn | None = None,
+    secret: Sequence[str] = (),
+    retry_for: Sequence[type[BaseException]] = (),
+    discard_for: Sequence[type[BaseException]] = (),
+) -> Callable[[F], F]:
+    """Make a function the handler of a kind.
+
+    Args:
+        kind: what the jobs are called.
+        queue: where jobs of this kind go unless enqueue says otherwise.
+        priority: 0 to 10, 10 most urgent, unless enqueue says otherwise.
+        timeout: the seconds that an attempt may take; then it is cancelled (in a process: killed) and counts as failed.
+        max_attempts: how often it may be tried; 1 means at most once, even when the worker dies.
+        backoff: the seconds to wait after failed attempt n (from 1).
+        transaction: the function gets a connection as second argument; what it writes there commits together with the
+            job's completion, or not at all.
+        runs_in: async for coroutine functions; thread (the default for others), or process for work that keeps a CPU busy
+            or must be killed for real at its timeout.
+        secret: payload fields that are masked wherever they could be read.
+        retry_for: exceptions that are worth another attempt although they look hopeless.
+        discard_for: exceptions that no further attempt will mend: the job is dead at once.
+
+    """
+
+    def declare(function: F) -> F:
+        is_async = inspect.iscoroutinefunction(function)
+        where: RunsIn = runs_in or ("async" if is_async else "thread")
+        if (where == "async") != is_async:
+            raise HandlersError(f"{kind}: runs_in={where!r} does not fit {_home(function)}, {'an async' if is_async else 'a plain'} function")
+        if transaction and not is_async:
+            raise HandlersError(f"{kind}: transaction=True needs an async function")
+        if max_attempts < 1 or timeout <= 0 or (priority is not None and not 0 <= priority <= 10):
+            raise HandlersError(f"{kind}: max_attempts and timeout must be positive, and priority between 0 and 10")
+        payload_type = _payload_type(kind, function)
+        registry.add(
+            Handler(
+                kind=kind,
+                function=function,
+                runs_in=where,
+                transaction=transaction,
+                queue=queue,
+                priority=priority,
+                timeout=timeout,
+                max_attempts=max_attempts,
+                backoff=backoff,
+                secret=tuple(secret),
+                retry_for=tuple(retry_for),
+                discard_for=tuple(discard_for),
+                payload_type=payload_type,
+                adapter=TypeAdapter(payload_type),
+            )
+        )
+        return function
+
+    return declare
+
+
+def load(modules: Sequence[str]) -> Registry:
+    """Import the handlers' modules, from the working directory too, and give the registry that they filled.
+
+    Raises HandlersError when a module is missing or fails, or when none of them declares a handler.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except HandlersError:
+            raise
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module + ".").startswith(error.name + "."):
+                raise HandlersError(f"there is no module {module!r} on the path or in {os.getcwd()}; set HOWDAH_HANDLERS") from error
+            raise HandlersError(f"module {module!r} cannot be imported: {error}") from error
+        except Exception as error:
+            raise HandlersError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not registry.kinds:
+        raise HandlersError(f"no handler is declared in {', '.join(modules)}; decorate a function with @handler")
+    return registry
+
+
+def _payload_type(kind: str, function: Callable[..., Any]) -> Any:
+    """Read `Job[Model]` off the first argument; a bare Job, or no annotation, means a dict."""
+    parameters = list(inspect.signature(function).parameters)
+    if not parameters:
+        raise HandlersError(f"{kind}: {_home(function)} must take the job as its first argument")
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        # A type that is imported for the checker only: the payload's must be there at run time, the others need not.
+        hints = _tolerant_hints(function, parameters[0], kind, error)
+    annotation = hints.get(parameters[0], Job)
+    arguments = typing.get_args(annotation)
+    return arguments[0] if typing.get_origin(annotation) is Job and arguments else dict[str, Any]
+
+
+def _tolerant_hints(function: Callable[..., Any], parameter: str, kind: str, error: NameError) -> Mapping[str, Any]:
+    text = function.__annotations__.get(parameter)
+    if not isinstance(text, str):
+        return {parameter: text} if text is not None else {}
+    try:
+        return {parameter: eval(text, inspect.unwrap(function).__globals__)}  # noqa: S307  # the author's own annotation
+    except NameError:
+        raise HandlersError(f"{kind}: {error}; the payload's type must be imported at run time, not under TYPE_CHECKING") from error
+
+
+def _fields(schema: dict[str, Any], payload_type: Any) -> dict[str, Any]:
+    """Reduce a JSON schema to what enqueue checks: top-level fields, their JSON types, and whether they are required.
+
+    Only what is certain is checked; a field that pydantic would also take under another name is not required here.
+    """
+    required = set(schema.get("required", ()))
+    if isinstance(payload_type, type) and issubclass(payload_type, BaseModel):
+        config = payload_type.model_config
+        if config.get("populate_by_name") or config.get("validate_by_name"):
+            required -= {info.alias for info in payload_type.model_fields.values() if info.alias}
+        required -= {name for name, info in payload_type.model_fields.items() if not isinstance(info.validation_alias, str | None)}
+    return {
+        name: {"types": types, "required": name in required} if types else {"required": name in required}
+        for name, part in schema.get("properties", {}).items()
+        for types in [_types(part, schema.get("$defs", {}))]
+    }
+
+
+def _types(part: dict[str, Any], defs: dict[str, Any]) -> list[str] | None:
+    """Give the JSON types that a part of a schema allows, or None if any may come."""
+    if "$ref" in part:
+        return _types(defs.get(part["$ref"].rpartition("/")[2], {}), defs)
+    if "anyOf" in part:
+        branches = [_types(branch, defs) for branch in part["anyOf"]]
+        return None if None in branches else sorted({name for branch in branches for name in branch or ()})
+    if "type" not in part:
+        return None
+    return [_JSON_TYPES.get(part["type"], part["type"])] if isinstance(part["type"], str) else None
+
+
+def _home(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"

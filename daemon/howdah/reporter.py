@@ -1,0 +1,75 @@
+"""Once a second: what is worth knowing of running jobs, that they started and how far they are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from howdah.errors import DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from howdah.executor import Executor
+    from howdah.job import Job
+    from howdah.store import Store
+
+log = logging.getLogger("howdah.reporter")
+
+INTERVAL = 1.0
+
+
+class Reporter:
+    """Writes starts and progress of running jobs, all of them in one statement each, fenced."""
+
+    def __init__(self, *, store: Store, executor: Executor) -> None:
+        self._store = store
+        self._executor = executor
+
+    async def run(self) -> None:
+        """Write once a second what there is to write; a failed write is repeated, and hurts no job."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            try:
+                await self._write_starts()
+                await self._write_progress()
+            except DatabaseUnavailableError as error:
+                log.debug("report failed", extra={"error": str(error)})
+
+    async def write_start(self, job: Job[Any]) -> bool:
+        """Write one job's start before its handler is called; tells whether the job is still this worker's."""
+        while True:
+            try:
+                return job.id in await self._store.start([(job.id, job.lease, 0.0)])
+            except DatabaseUnavailableError as error:
+                log.debug("start failed", extra={"error": str(error)})
+
+    async def _write_starts(self) -> None:
+        now = monotonic()
+        jobs = [job for job in self._executor.running.values() if not job.told_start and now - job.started > INTERVAL]
+        if jobs:
+            held = await self._store.start([(job.id, job.lease, now - job.started) for job in jobs])
+            for job in jobs:
+                job.told_start = job.id in held
+
+    async def _write_progress(self) -> None:
+        jobs = [job for job in self._executor.take_reports() if job.progress is not None]
+        if not jobs:
+            return
+        try:
+            written = await self._store.report([(job.id, job.lease, job.progress) for job in jobs])
+        except DatabaseUnavailableError:
+            self._keep(jobs)
+            raise
+        except asyncpg.PostgresError as error:
+            log.warning("progress could not be stored", extra={"error": str(error)})
+            return
+        self._keep([job for job in jobs if job.id not in written])
+
+    def _keep(self, jobs: list[Job[Any]]) -> None:
+        """Try again with those that still run; an ended job's last progress was taken by its ack, or is lost with its lease."""
+        for job in jobs:
+            if job.id in self._executor.running:
+                self._executor.report_again(job)

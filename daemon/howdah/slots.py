@@ -1,0 +1,194 @@
+"""The slots of a queue: tasks that take jobs in hand one after the other and run them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from howdah.job import Job
+    from howdah.metrics import Metrics
+
+#: Longer than this, in seconds, a slot never keeps the loop to itself: acks, timers and signals wait meanwhile.
+TURN = 0.005
+#: How fast a kind's run time is forgotten: the weight of the newest run.
+_FRESH = 0.1
+#: A kind has shown to be short once so many runs took less than so many seconds on average.
+SHORT_RUNS, SHORT_SECONDS = 10, 0.01
+
+
+class Cap:
+    """The most jobs that may run at once over all queues."""
+
+    def __init__(self, size: int) -> None:
+        self.free = size
+        self._parked: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Take a place, waiting for one if need be."""
+        while self.free <= 0:
+            place = asyncio.get_running_loop().create_future()
+            self._parked.append(place)
+            await place
+        self.free -= 1
+
+    def give(self) -> None:
+        """Give a place back."""
+        self.free += 1
+        while self._parked:
+            place = self._parked.popleft()
+            if not place.done():
+                place.set_result(None)
+                break
+
+
+class RunTimes:
+    """How long each kind has run of late, in seconds: what tells which kinds may be claimed ahead."""
+
+    def __init__(self) -> None:
+        self._average: dict[str, float] = {}
+        self._runs: dict[str, int] = {}
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Count one run."""
+        runs = self._runs.get(kind, 0)
+        self._runs[kind] = runs + 1
+        weight = max(_FRESH, 1 / (runs + 1))
+        self._average[kind] = self._average.get(kind, 0.0) * (1 - weight) + seconds * weight
+
+    def is_short(self, kind: str) -> bool:
+        """Tell whether a kind has shown to be short."""
+        return self._runs.get(kind, 0) >= SHORT_RUNS and self._average[kind] < SHORT_SECONDS
+
+    def seen(self) -> Iterable[str]:
+        """Give the kinds that have run."""
+        return self._runs.keys()
+
+
+class QueueSlots:
+    """A queue's slots and the jobs in hand for them. Touched by the main loop alone."""
+
+    def __init__(
+        self,
+        *,
+        queue: str,
+        size: int,
+        cap: Cap | None,
+        run_times: RunTimes,
+        execute: Callable[[Job[Any]], Awaitable[None]],
+        on_room: Callable[[str], None],
+        metrics: Metrics,
+    ) -> None:
+        self.queue = queue
+        self.size = size
+        self.running = 0
+        self.hand: deque[Job[Any]] = deque()
+        self._cap = cap
+        self._run_times = run_times
+        self._execute = execute
+        self._on_room = on_room
+        self._parked: deque[asyncio.Future[None]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._awaited: dict[int, asyncio.Future[None]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        metrics.slots.labels(queue).set_function(lambda: self.size)
+        metrics.slots_used.labels(queue).set_function(lambda: self.running)
+
+    @property
+    def free(self) -> int:
+        """Slots for which nothing is in hand."""
+        return max(self.size - self.running - len(self.hand), 0)
+
+    def give(self, jobs: Iterable[Job[Any]]) -> None:
+        """Put claimed jobs in hand."""
+        self.hand.extend(jobs)
+        if self.hand:
+            self._idle.clear()
+            self._wake_one()
+
+    async def give_and_wait(self, job: Job[Any]) -> None:
+        """Put one job in hand and wait until it has ended, or was taken back."""
+        self._awaited[job.id] = ended = asyncio.get_running_loop().create_future()
+        self.give([job])
+        await ended
+
+    def take_back(self) -> list[Job[Any]]:
+        """Take what has not started out of hand."""
+        jobs = list(self.hand)
+        self.hand.clear()
+        for job in jobs:
+            self._note_end(job)
+        self._note_idle()
+        return jobs
+
+    async def settled(self) -> None:
+        """Wait until nothing runs and nothing is in hand."""
+        await self._idle.wait()
+
+    def cancel(self) -> None:
+        """Cancel every slot, and with it what it runs."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _wake_one(self) -> None:
+        """Let one idle slot look for work; it wakes the next one. So a burst of short jobs wakes few slots."""
+        while self._parked:
+            bed = self._parked.popleft()
+            if not bed.done():
+                bed.set_result(None)
+                return
+        if len(self._tasks) < self.size:
+            task = asyncio.get_running_loop().create_task(self._slot(), name=f"slot {self.queue}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _slot(self) -> None:
+        loop = asyncio.get_running_loop()
+        # Not loop.time(): uvloop's stands still while the loop is in one of its turns.
+        turn_ends = monotonic() + TURN
+        while True:
+            if not self.hand or self.running >= self.size:
+                bed = loop.create_future()
+                self._parked.append(bed)
+                await bed
+                turn_ends = monotonic() + TURN
+                continue
+            if self._cap is not None:
+                await self._cap.take()
+                if not self.hand:
+                    self._cap.give()
+                    continue
+            await self._run(self.hand.popleft())
+            if monotonic() > turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = monotonic() + TURN
+
+    async def _run(self, job: Job[Any]) -> None:
+        self.running += 1
+        if self.hand:
+            self._wake_one()
+        try:
+            await self._execute(job)
+        finally:
+            self.running -= 1
+            if self._cap is not None:
+                self._cap.give()
+            self._run_times.add(job.kind, monotonic() - job.started)
+            if self._awaited:
+                self._note_end(job)
+            self._note_idle()
+            self._on_room(self.queue)
+
+    def _note_end(self, job: Job[Any]) -> None:
+        ended = self._awaited.pop(job.id, None)
+        if ended is not None and not ended.done():
+            ended.set_result(None)
+
+    def _note_idle(self) -> None:
+        if not self.running and not self.hand:
+            self._idle.set()

@@ -1,0 +1,233 @@
+"""Every statement that the daemon makes about jobs, each under the name of its file in `sql/queries`.
+
+A Store speaks over one Line; whoever holds the Store decides the connection. Every method may raise
+DatabaseUnavailableError, after which nobody knows whether it took effect; all of them are safe to repeat, except `claim`
+and `claim_suspect`, whose unknown claim is given back with `disclaim`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from howdah.job import Job
+from howdah.queries import SQL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from howdah.database import Line
+
+#: The rank and id from which a look begins; ranks are 10 - priority.
+START = (-1, 0)
+LAST_RANK = 10
+
+
+class Stretch(NamedTuple):
+    """A piece of a queue in claim order: from just behind (rank, past) to the end of rank `upto`."""
+
+    queue: str
+    rank: int
+    past: int
+    upto: int
+
+
+class Attempt(NamedTuple):
+    """What came of one attempt. `error` is JSON; for cancelled it is {"by", "reason"}.
+
+    `started` and `ended` are of `time.monotonic()`, None for an attempt that never started.
+    """
+
+    id: int
+    lease: int
+    outcome: str
+    result: bytes | None
+    error: bytes | None
+    delay: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    progress: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a claim brought: the jobs, and the last id that had been given out when it looked."""
+
+    jobs: list[Job[Any]]
+    newest: int
+
+
+class Store:
+    """The daemon's statements over one connection."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    # -- claims
+
+    async def claim(self, worker: int, lease: int, kinds: Sequence[str], rooms: dict[str, int], stretches: Sequence[Stretch]) -> Claim:
+        """Take ready jobs: of each queue at most its room, looking along the stretches."""
+        rows = await self._line.fetch(
+            SQL["claim"],
+            worker,
+            lease,
+            kinds,
+            list(rooms),
+            list(rooms.values()),
+            [stretch.queue for stretch in stretches],
+            [stretch.rank for stretch in stretches],
+            [stretch.past for stretch in stretches],
+            [stretch.upto for stretch in stretches],
+        )
+        jobs = [_job(row, lease) for row in rows if row[0] is not None]
+        return Claim(jobs, rows[0]["newest"])
+
+    async def claim_suspect(self, worker: int, lease: int, kinds: Sequence[str], queues: Sequence[str]) -> Job[Any] | None:
+        """Take one suspect, its start written already."""
+        rows = await self._line.fetch(SQL["claim_suspect"], worker, lease, kinds, queues)
+        if not rows:
+            return None
+        job = _job(rows[0], lease)
+        job.told_start = True
+        return job
+
+    async def disclaim(self, worker: int, lease: int) -> int:
+        """Give back what was claimed under a lease whose reply was lost; gives the number of jobs."""
+        return len(await self._line.fetch(SQL["disclaim"], worker, lease))
+
+    async def say_asleep(self, worker: int) -> None:
+        """Ask enqueue to notify from now on."""
+        await self._line.fetch(SQL["say_asleep"], worker)
+
+    async def say_awake(self, worker: int) -> None:
+        """Spare enqueue the notification."""
+        await self._line.fetch(SQL["say_awake"], worker)
+
+    # -- attempts
+
+    async def ack(self, attempts: Sequence[Attempt], *, keep: bool) -> set[int]:
+        """Write what came of attempts; gives the ids that were written now."""
+        ids, leases, outcomes, results, errors, delays, starts, ends, progresses = zip(*attempts, strict=True)
+        now = monotonic()
+        ages = [None if start is None else now - start for start in starts]
+        runs = [None if start is None else end - start for start, end in zip(starts, ends, strict=True)]
+        rows = await self._line.fetch(SQL["ack"], ids, leases, outcomes, results, errors, delays, ages, runs, progresses, keep)
+        return {row[0] for row in rows}
+
+    async def ack_fate(self, attempts: Sequence[Attempt], sent_before: Sequence[bool], *, keep: bool) -> dict[int, str]:
+        """Tell why acks were not written: busy, done (by an earlier try) or lost."""
+        ids, leases = [attempt.id for attempt in attempts], [attempt.lease for attempt in attempts]
+        rows = await self._line.fetch(SQL["ack_fate"], ids, leases, sent_before, keep)
+        return {row[0]: row[1] for row in rows}
+
+    async def start(self, jobs: Sequence[tuple[int, int, float]]) -> set[int]:
+        """Write that jobs (id, lease) started so many seconds ago; gives the ids that are still held."""
+        ids, leases, ago = zip(*jobs, strict=True)
+        return {row[0] for row in await self._line.fetch(SQL["start"], ids, leases, ago)}
+
+    async def report(self, jobs: Sequence[tuple[int, int, bytes]]) -> set[int]:
+        """Write the progress of jobs (id, lease, JSON); gives the ids that were written."""
+        ids, leases, progress = zip(*jobs, strict=True)
+        return {row[0] for row in await self._line.fetch(SQL["report"], ids, leases, progress)}
+
+    # -- upkeep
+
+    async def promote(self, count: int) -> tuple[int, float | None]:
+        """Make due jobs claimable; gives how many, and the seconds until the next is due."""
+        row = (await self._line.fetch(SQL["promote"], count))[0]
+        return row[0], row[1]
+
+    async def coalesce_events(self, count: int) -> tuple[int, float | None]:
+        """Make jobs of ripe events; gives how many, and the seconds until the next key is ripe."""
+        row = (await self._line.fetch(SQL["coalesce_events"], count))[0]
+        return row[0], row[1]
+
+    async def rescue(self, count: int) -> tuple[list[dict[str, Any]], float | None]:
+        """Take back the jobs of dead workers; gives a dict for each of them, and the seconds until the next can be dead."""
+        rows = await self._line.fetch(SQL["rescue"], count)
+        return [dict(row) for row in rows if row["worker"] is not None], rows[0]["next_in"]
+
+    async def rescue_orphans(self) -> int:
+        """Let the next rescue find leases whose worker has no row; gives the number of such workers."""
+        return len(await self._line.fetch(SQL["rescue_orphans"]))
+
+    async def make_partitions(self, ahead: int) -> int:
+        """Make history's partitions; gives how many days from today are ready."""
+        return int((await self._line.fetch(SQL["make_partitions"], ahead))[0][0])
+
+    async def drop_partitions(self, days: int) -> list[str]:
+        """Drop history older than so many days; gives the partitions' names."""
+        return [row[0] for row in await self._line.fetch(SQL["drop_partitions"], days)]
+
+    # -- the worker itself
+
+    async def schema_check(self) -> tuple[int, str]:
+        """Give the schema's version, and the oldest worker that may run on it."""
+        row = (await self._line.fetch(SQL["schema_check"]))[0]
+        return row[0], row[1]
+
+    async def register(self, kinds: Iterable[dict[str, Any]], revision: int) -> None:
+        """Register kinds, unless a newer revision has."""
+        await self._line.fetch(SQL["register"], list(kinds), revision)
+
+    async def enter(self, name: str, version: str, ttl: float, queues: Sequence[str], kinds: Sequence[str]) -> int:
+        """Make the worker's row; gives its id."""
+        return int((await self._line.fetch(SQL["enter"], name, version, ttl, queues, kinds))[0][0])
+
+    async def beat(self, worker: int) -> tuple[bool, bool] | None:
+        """Say that the worker lives; gives (leads, suspects wait), or None when it has been taken for dead."""
+        rows = await self._line.fetch(SQL["beat"], worker)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    async def say_draining(self, worker: int) -> None:
+        """Say that the worker claims no more."""
+        await self._line.fetch(SQL["say_draining"], worker)
+
+    async def leave(self, worker: int) -> None:
+        """Take the worker's row away; if it still holds jobs, others may rescue them at once."""
+        await self._line.fetch(SQL["leave"], worker)
+
+    # -- questions
+
+    async def queue_depth(self) -> list[dict[str, Any]]:
+        """Count live jobs by queue and state, with the age of the oldest ready one in seconds."""
+        return [dict(row) for row in await self._line.fetch(SQL["queue_depth"])]
+
+    async def queue_health(self, *, sweep: float, grace: float) -> tuple[int, int]:
+        """Count the jobs that hang, and those that are ready."""
+        row = (await self._line.fetch(SQL["queue_health"], sweep, grace))[0]
+        return row[0], row[1]
+
+    async def stats(self) -> list[dict[str, Any]]:
+        """Count live jobs by queue, kind and state."""
+        return [dict(row) for row in await self._line.fetch(SQL["stats"])]
+
+    async def idle(self, queues: Sequence[str], kinds: Sequence[str]) -> bool:
+        """Tell whether nothing is left that could run without waiting for a time to come."""
+        return bool((await self._line.fetch(SQL["idle"], queues, kinds))[0][0])
+
+
+def _job(row: Any, lease: int) -> Job[Any]:
+    # By place, in the order of howdah.claim_ready: names would cost a dictionary look-up a field, on the hottest path.
+    job: Job[Any] = Job()
+    job.id = row[0]
+    job.queue = row[1]
+    job.kind = row[2]
+    job.raw_payload = row[3]
+    job.priority = row[4]
+    job.attempt = row[5]
+    job.max_attempts = row[6]
+    job.timeout = row[7]
+    job.waited = row[8]
+    job.expires_in = row[9]
+    job.subject = row[10]
+    job.raw_headers = row[11]
+    job.created_at = row[12]
+    job.lease = lease
+    job.cancelled = False
+    job.timed_out = False
+    job.told_start = False
+    job.task = None
+    job.progress = None
+    return job

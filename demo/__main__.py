@@ -1,0 +1,77 @@
+"""`python -m demo`: run the demonstration, print one table, and exit 0 only if nothing was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import sys
+from random import Random
+
+import click
+from rich.console import Console
+
+from demo.crowd import Crowd
+from demo.daemons import daemons, kill_while_it_works, stop_cleanly
+from demo.errors import DemoError
+from demo.proof import find_losses, wait_until_idle
+from demo.report import Numbers, table
+from demo.stage import stage
+
+console = Console()
+
+
+@click.command(
+    help="Let a crowd like and unlike while two daemons count and one is killed; prove that no count is wrong."
+)
+@click.option("--actions", type=click.IntRange(min=100), default=20_000, show_default=True, help="Likes and unlikes.")
+@click.option("--seed", type=int, help="Repeats the crowd's choices; their timing is never the same.")
+def main(actions: int, seed: int | None) -> None:
+    """Run the demonstration; the exit code is its verdict."""
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    try:
+        console.print(asyncio.run(demonstrate(actions, seed)))
+    except DemoError as error:
+        console.print(f"[bold red]failed[/] (seed {seed}): {error}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)
+    console.print("[bold green]nothing was lost[/]: every stored count is the true one")
+
+
+async def demonstrate(actions: int, seed: int) -> object:
+    """Play it in order of time and return the table. Raises DemoError, which says what went wrong."""
+    _unwind_on_sigterm()
+    random = Random(seed)  # noqa: S311 - a crowd, not a cipher
+    say("starting PostgreSQL, and making users, sessions and posts")
+    async with stage(random) as (url, logs, pool):
+        say("starting two daemons")
+        async with daemons(url, logs, pool, count=2) as (victim, survivor):
+            say(f"{actions:,} likes and unlikes, seed {seed}")
+            crowd = Crowd(pool, random, actions)
+            liking = asyncio.create_task(crowd.run())
+            await crowd.halfway.wait()
+            held = await kill_while_it_works(victim, pool)
+            say(f"killed {victim.name} (kill -9) with {len(held)} jobs in hand")
+            await liking
+            say("waiting until no job is left")
+            await wait_until_idle(pool, survivor)
+            await find_losses(pool, crowd, victim, held)
+            await stop_cleanly(survivor)
+            return table(await Numbers.measure(pool, crowd, held))
+
+
+def say(what: str) -> None:
+    """Tell the watcher what happens now."""
+    console.print(f"[dim]·[/] {what}", highlight=False)
+
+
+def _unwind_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that the daemons and the database end with us."""
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The application's jobs, one module a subject. Importing this package registers the handlers of all of them."""
+
+from handlers import posts
+
+__all__ = ["posts"]

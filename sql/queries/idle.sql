@@ -1,0 +1,3 @@
+-- Whether nothing is left that a worker of queues $1 and kinds $2 could still run without waiting for a future time.
+select not exists (select from howdah.jobs j where j.queue = any ($1) and j.kind = any ($2)
+  and (j.due_at is null or j.due_at <= clock_timestamp())) as idle
