@@ -15,8 +15,9 @@ from howdah.jsontext import describe_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from howdah.job import Attempt
     from howdah.metrics import Metrics
-    from howdah.store import Attempt, Store
+    from howdah.store import Store
 
 log = logging.getLogger("howdah.acker")
 
@@ -138,7 +139,9 @@ class Acker:
             middle = len(batch) // 2
             return await self._write(batch[:middle]) + await self._write(batch[middle:])
         attempt = batch[0]
-        log.error("an outcome could not be stored", extra={"job": attempt.id, "outcome": attempt.outcome, "error": str(error)})
+        log.error(
+            "an outcome could not be stored", extra={"job": attempt.id, "outcome": attempt.outcome, "error": str(error)}
+        )
         stub = describe_error("Unstorable", f"the outcome {attempt.outcome} could not be stored: {error}")
         if attempt.outcome == "dead" and attempt.result is None and attempt.error == stub:
             raise error

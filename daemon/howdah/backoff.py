@@ -14,4 +14,5 @@ def backoff(attempt: int, *, cap: float = CAP, rng: random.Random | None = None)
     together. ("Equal jitter": M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.)
     """
     longest = min(cap, 2.0 ** min(attempt, 30))
-    return longest / 2 + (rng or random).uniform(0, longest / 2)  # type: ignore[union-attr]  # the module has uniform, too
+    uniform = rng.uniform if rng is not None else random.uniform
+    return longest / 2 + uniform(0, longest / 2)

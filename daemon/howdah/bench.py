@@ -1,5 +1,7 @@
 """`howdah bench`."""
+
 import click
+
 
 @click.command()
 def bench() -> None:

@@ -152,7 +152,9 @@ class Claimer:
         look = began >= marks.next_look
         lease = secrets.randbits(63)
         try:
-            claim = await self._store.claim(self._worker(), lease, plan.kinds, plan.rooms, marks.stretches(plan.rooms, look=look))
+            claim = await self._store.claim(
+                self._worker(), lease, plan.kinds, plan.rooms, marks.stretches(plan.rooms, look=look)
+            )
         except BaseException:
             self._unknown.append(lease)
             raise
@@ -161,7 +163,9 @@ class Claimer:
         marks.claimed(plan.rooms, claim.jobs, claim.newest, look=look, began=began, ended=ended)
         self.claimed_once.set()
         counts = self._hand_over(claim.jobs, ended)
-        self._hungry = {name for name in self._slots if name not in plan.rooms or counts.get(name, 0) >= plan.rooms[name]}
+        self._hungry = {
+            name for name in self._slots if name not in plan.rooms or counts.get(name, 0) >= plan.rooms[name]
+        }
         if claim.jobs:
             await self._note_work(began)
             # Asleep, every later commit notifies; a claim that came back short has nothing to go back for.
@@ -204,10 +208,12 @@ class Claimer:
             self._work_began = None
 
     async def _run_suspects(self) -> None:
-        """Run suspects one at a time until none is left. While this lasts nothing is claimed ahead: what brings a worker down
-        must find nothing in its hand."""
+        """Run suspects one at a time until none is left.
+
+        While this lasts nothing is claimed ahead: what brings a worker down must find nothing in its hand.
+        """
         try:
-            while not self._stopping and any(slots.hand for slots in self._slots.values()):
+            while not self._stopping and any(slots.hand for slots in self._slots.values()):  # noqa: ASYNC110  # rare
                 await asyncio.sleep(FIRST_POLL)
             self._suspects = False
             while not self._stopping:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -33,8 +32,12 @@ T = TypeVar("T")
 
 FAILED, CONFIGURATION = 1, 78
 
-database_option = click.option("--database-url", metavar="URL", help="Where the jobs are [HOWDAH_DATABASE_URL, then DATABASE_URL].")
-handlers_option = click.option("--handlers", metavar="MODULES", help="Modules with handlers, by comma [HOWDAH_HANDLERS; handlers].")
+database_option = click.option(
+    "--database-url", metavar="URL", help="Where the jobs are [HOWDAH_DATABASE_URL, then DATABASE_URL]."
+)
+handlers_option = click.option(
+    "--handlers", metavar="MODULES", help="Modules with handlers, by comma [HOWDAH_HANDLERS; handlers]."
+)
 embedded_option = click.option("--embedded", is_flag=True, help="Use a PostgreSQL of our own, in the data directory.")
 
 
@@ -52,13 +55,15 @@ def main() -> None:
 @click.option("--http-host", help="Where the port listens [HOWDAH_HTTP_HOST; 127.0.0.1].")
 @click.option("--http-port", type=int, help="Metrics and health; 0: any free port [HOWDAH_HTTP_PORT; 9543].")
 @click.option("--drain-timeout", type=float, help="Seconds for running jobs after SIGTERM [HOWDAH_DRAIN_TIMEOUT; 25].")
-@click.option("--lease-ttl", type=float, help="Seconds without a beat until others take the jobs [HOWDAH_LEASE_TTL; 30].")
+@click.option(
+    "--lease-ttl", type=float, help="Seconds without a beat until others take the jobs [HOWDAH_LEASE_TTL; 30]."
+)
 @click.option("--log-format", type=click.Choice(["json", "console"]), help="[HOWDAH_LOG_FORMAT; json]")
 @click.option("--until-empty", is_flag=True, help="Leave when nothing is left to run.")
 @click.option("--max-jobs", type=click.IntRange(min=1), help="Leave after so many attempts.")
 @click.option("--max-seconds", type=click.FloatRange(min=0), help="Leave after so many seconds.")
 def run(*, embedded: bool, until_empty: bool, max_jobs: int | None, max_seconds: float | None, **flags: Any) -> None:
-    """Work: claim jobs and run their handlers, until SIGTERM.
+    r"""Work: claim jobs and run their handlers, until SIGTERM.
 
     \b
     howdah run --queues default:100,mail:10
@@ -79,10 +84,14 @@ def run(*, embedded: bool, until_empty: bool, max_jobs: int | None, max_seconds:
 
 @main.command()
 @database_option
-@click.option("--app", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Then the application's, from this folder.")
+@click.option(
+    "--app",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Then the application's, from this folder.",
+)
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if something is pending.")
 def migrate(*, app: Path | None, check: bool, **flags: Any) -> None:
-    """Bring the database's schema up to date; safe when many start at once.
+    r"""Bring the database's schema up to date; safe when many start at once.
 
     \b
     howdah migrate
@@ -126,8 +135,7 @@ def check(*, embedded: bool, **flags: Any) -> None:
             names = _run(_check, _url(config))
             if names:
                 raise SchemaError(f"pending migrations: {', '.join(names)}; run howdah migrate")
-            if flags.get("handlers") or not embedded:
-                click.echo(f"kinds: {', '.join(load(config.handlers).kinds)}")
+            click.echo(f"kinds: {', '.join(_known_kinds(config)) or 'none: no module handlers here'}")
     click.echo("ok")
 
 
@@ -143,7 +151,7 @@ def check(*, embedded: bool, **flags: Any) -> None:
 @click.option("--subject")
 def enqueue(*, kind: str, payload: str, queue: str | None, priority: int | None, delay: str | None, unique_key: str | None,
             on_conflict: str, subject: str | None, **flags: Any) -> None:  # fmt: skip
-    """Enqueue one job and print its id.
+    r"""Enqueue one job and print its id.
 
     \b
     howdah enqueue sync_like_count '{"post_id": "7e6c…"}' --delay '10 minutes'
@@ -234,6 +242,17 @@ def _embedded(config: Config) -> Iterator[Config]:
         url = server.url()
         _run(_migrate, url, None, False)
         yield config.model_copy(update={"database_url": url})
+
+
+def _known_kinds(config: Config) -> list[str]:
+    """Give the handlers' kinds; none if no module was asked for and the default one is not there."""
+    if (
+        "handlers" not in config.model_fields_set
+        and not Path("handlers").is_dir()
+        and not Path("handlers.py").is_file()
+    ):
+        return []
+    return load(config.handlers).kinds
 
 
 def _url(config: Config) -> str:

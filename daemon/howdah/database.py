@@ -33,7 +33,9 @@ class Line:
     took effect; the next call connects first, waiting as long as it takes. Belongs to the loop that first uses it.
     """
 
-    def __init__(self, name: str, url: str, *, raw_json: bool = False, on_reconnect: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, name: str, url: str, *, raw_json: bool = False, on_reconnect: Callable[[str], None] | None = None
+    ) -> None:
         self.name = name
         self._url = url
         self._raw_json = raw_json
@@ -107,7 +109,9 @@ async def connect(url: str, *, name: str, raw_json: bool = False) -> asyncpg.Con
         reraise=True,
     ):
         with attempt:
-            connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": f"howdah {name}"})
+            connection = await asyncpg.connect(
+                url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": f"howdah {name}"}
+            )
             await set_codecs(connection, raw_json=raw_json)
             return connection
     raise AssertionError("unreachable: the loop above ends by return or raise")
@@ -116,7 +120,9 @@ async def connect(url: str, *, name: str, raw_json: bool = False) -> asyncpg.Con
 @asynccontextmanager
 async def connected(url: str, *, name: str = "client") -> AsyncIterator[asyncpg.Connection]:
     """Lend a connection for the length of a `with`; one try, errors as they come."""
-    connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": f"howdah {name}"})
+    connection = await asyncpg.connect(
+        url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": f"howdah {name}"}
+    )
     try:
         await set_codecs(connection)
         yield connection
@@ -151,7 +157,9 @@ def _say_waiting(name: str) -> Callable[[tenacity.RetryCallState], None]:
     def say(state: tenacity.RetryCallState) -> None:
         # Once, not a line a second: an outage fills no disk.
         if state.attempt_number == 2 and state.outcome is not None:
-            log.warning("database is away, waiting", extra={"connection": name, "error": str(state.outcome.exception())})
+            log.warning(
+                "database is away, waiting", extra={"connection": name, "error": str(state.outcome.exception())}
+            )
 
     return say
 

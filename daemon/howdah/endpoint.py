@@ -66,7 +66,9 @@ class Endpoint:
         try:
             await site.start()
         except OSError as error:
-            raise ConfigError("HOWDAH_HTTP_PORT", f"cannot listen on {self._host}:{self._port}: {error.strerror}") from None
+            raise ConfigError(
+                "HOWDAH_HTTP_PORT", f"cannot listen on {self._host}:{self._port}: {error.strerror}"
+            ) from None
         port = self._runner.addresses[0][1]
         self.address = f"http://{self._host}:{port}"
 
@@ -79,7 +81,9 @@ class Endpoint:
                 await self._runner.cleanup()
 
     async def _serve_metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(
+            body=self._metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
 
     async def _serve_healthz(self, _request: web.Request) -> web.Response:
         """Fail only when the main loop hangs: a restart does not mend a database."""
@@ -109,7 +113,9 @@ class Endpoint:
         except DatabaseUnavailableError as error:
             return _json({"reason": str(error)}, ok=False)
 
-    def _admin(self, serve: Callable[[web.Request], Awaitable[web.Response]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _admin(
+        self, serve: Callable[[web.Request], Awaitable[web.Response]]
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
         """Ask for the admin token when the port is open to others than this host."""
 
         async def guarded(request: web.Request) -> web.Response:

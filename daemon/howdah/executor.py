@@ -13,9 +13,8 @@ import asyncpg
 import orjson
 
 from howdah.errors import HandlerTimeoutError, LeaseLostError, PayloadError
-from howdah.job import Cancel, Discard, Job, Snooze, current_job, job_fields
+from howdah.job import Attempt, Cancel, Discard, Job, Snooze, current_job, job_fields
 from howdah.jsontext import describe_error, encode, encode_error
-from howdah.store import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -138,11 +137,14 @@ class Executor:
         context.run(current_job.set, job)
         try:
             if handler.transaction:
-                return await _InContext(self._in_transaction(job, handler), context)
+                outcome: Attempt | None = await _InContext(self._in_transaction(job, handler), context)
+                return outcome
             if handler.runs_in == "async":
                 value = await _InContext(handler.function(job), context)
             elif handler.runs_in == "thread":
-                value = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, handler.function, job)
+                value = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, context.run, handler.function, job
+                )
             else:
                 value = await self._processes.call(job, handler)
         except asyncio.CancelledError:
@@ -167,7 +169,9 @@ class Executor:
                 self.running.pop(job.id, None)
                 if not self._keep_history:
                     await connection.execute("select set_config('howdah.keep_history', 'off', true)")
-                await connection.fetchval(COMPLETE, job.id, job.lease, outcome.result, monotonic() - job.started, job.progress)
+                await connection.fetchval(
+                    COMPLETE, job.id, job.lease, outcome.result, monotonic() - job.started, job.progress
+                )
             except BaseException as error:
                 if not connection.is_closed():
                     await transaction.rollback()
@@ -194,12 +198,23 @@ class Executor:
     def _failed(self, job: Job[Any], handler: Handler, error: Exception) -> Attempt:
         """Decide between another attempt and the end."""
         log.debug("attempt failed", extra={**job_fields(job), "error": repr(error)[:500]})
-        hopeless = isinstance(error, (*handler.discard_for, asyncpg.ForeignKeyViolationError)) and not isinstance(error, handler.retry_for)
+        hopeless = isinstance(error, (*handler.discard_for, asyncpg.ForeignKeyViolationError)) and not isinstance(
+            error, handler.retry_for
+        )
         if isinstance(error, asyncpg.ForeignKeyViolationError) and hopeless:
             return self._dead(job, describe_error("ForeignKeyViolation", error.detail or str(error)))
         if hopeless or job.attempt >= job.max_attempts:
             return self._dead(job, encode_error(error))
-        return Attempt(job.id, job.lease, "retried", None, encode_error(error), handler.backoff(job.attempt), job.started, monotonic())
+        return Attempt(
+            job.id,
+            job.lease,
+            "retried",
+            None,
+            encode_error(error),
+            handler.backoff(job.attempt),
+            job.started,
+            monotonic(),
+        )
 
     def _interrupted(self, job: Job[Any], handler: Handler) -> Attempt:
         """Say what a cancellation meant: the timeout, or the service going away (then the attempt is not counted)."""
@@ -214,7 +229,16 @@ class Executor:
         return Attempt(job.id, job.lease, "dead", None, error, None, job.started, monotonic())
 
     def _cancelled(self, job: Job[Any], by: str, reason: str) -> Attempt:
-        return Attempt(job.id, job.lease, "cancelled", None, orjson.dumps({"by": by, "reason": reason}), None, job.started, monotonic())
+        return Attempt(
+            job.id,
+            job.lease,
+            "cancelled",
+            None,
+            orjson.dumps({"by": by, "reason": reason}),
+            None,
+            job.started,
+            monotonic(),
+        )
 
     def _released(self, job: Job[Any]) -> Attempt:
         return Attempt(job.id, job.lease, "released", None, None)

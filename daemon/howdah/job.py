@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,6 +37,23 @@ class Cancel:
     """Return this to end the job as cancelled: nobody wants it any more, and `reason` says why."""
 
     reason: str
+
+
+class Attempt(NamedTuple):
+    """What came of one attempt. `error` is JSON; for cancelled it is {"by", "reason"}.
+
+    `started` and `ended` are of `time.monotonic()`, None for an attempt that never started.
+    """
+
+    id: int
+    lease: int
+    outcome: str
+    result: bytes | None
+    error: bytes | None
+    delay: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    progress: bytes | None = None
 
 
 class Services(Protocol):

@@ -34,7 +34,9 @@ def encode(value: Any, *, limit: int = LIMIT) -> Encoded:
         try:
             text = orjson.dumps(_mend(value), default=_fallback, option=_OPTIONS)
         except (TypeError, ValueError, RecursionError) as error:
-            return Encoded(orjson.dumps({"howdah": f"a {type(value).__name__} that is not JSON: {_clean(str(error))[:200]}"}))
+            return Encoded(
+                orjson.dumps({"howdah": f"a {type(value).__name__} that is not JSON: {_clean(str(error))[:200]}"})
+            )
     if b"\\u0000" in text:
         text = orjson.dumps(_mend(orjson.loads(text)))
     if len(text) > limit:

@@ -58,7 +58,13 @@ class Listener:
         while True:
             try:
                 await self._listen()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DatabaseUnavailableError) as error:
+            except (
+                OSError,
+                TimeoutError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                DatabaseUnavailableError,
+            ) as error:
                 if self._vitals.listening:
                     pause = 0.1
                 self._deaf(error)
@@ -109,7 +115,10 @@ class Listener:
         self._metrics.listener_up.set(0)
         if not self._said_deaf:
             self._said_deaf = True
-            log.warning("hears no wakes, jobs are found by polling", extra={"error": str(error) or "a NOTIFY to itself was not heard"})
+            log.warning(
+                "hears no wakes, jobs are found by polling",
+                extra={"error": str(error) or "a NOTIFY to itself was not heard"},
+            )
 
     def _hear_wake(self, _connection: Any, _pid: int, _channel: str, queue: Any) -> None:
         if queue in self._queues:

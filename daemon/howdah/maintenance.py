@@ -91,7 +91,9 @@ class Maintenance:
         if promoted or made:
             self._on_ready()
         # A millisecond late rather than early: an early look finds nothing and has to come again.
-        return min((max(moment, 0.0) + 0.001 for moment in (next_job, next_event) if moment is not None), default=DUE_INTERVAL)
+        return min(
+            (max(moment, 0.0) + 0.001 for moment in (next_job, next_event) if moment is not None), default=DUE_INTERVAL
+        )
 
     async def _rescue(self) -> float:
         """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""

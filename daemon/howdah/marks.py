@@ -40,7 +40,9 @@ class Marks:
         if look:
             return [Stretch(queue, *START, LAST_RANK) for queue in queues]
         return [
-            Stretch(queue, rank, self._past.get((queue, rank), 0), rank) for queue in queues for rank in range(LAST_RANK + 1)
+            Stretch(queue, rank, self._past.get((queue, rank), 0), rank)
+            for queue in queues
+            for rank in range(LAST_RANK + 1)
         ]
 
     def claimed(
@@ -64,7 +66,9 @@ class Marks:
         if look:
             asked = sum(rooms.values())
             wasted = (ended - began) * (1 - len(jobs) / asked)
-            self.next_look = ended + max(wasted * LOOK_SHARE, BUSY_LOOK_INTERVAL if any_full and len(jobs) < asked else 0.0)
+            self.next_look = ended + max(
+                wasted * LOOK_SHARE, BUSY_LOOK_INTERVAL if any_full and len(jobs) < asked else 0.0
+            )
         elif any_full:
             self.next_look = max(self.next_look, began + BUSY_LOOK_INTERVAL)
 

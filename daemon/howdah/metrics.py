@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
 from howdah.version import __version__
 
@@ -17,35 +25,64 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.jobs = Gauge("howdah_jobs", "Live jobs by queue and state, told by the leading worker alone.", ["queue", "state"], registry=registry)
+        self.jobs = Gauge(
+            "howdah_jobs",
+            "Live jobs by queue and state, told by the leading worker alone.",
+            ["queue", "state"],
+            registry=registry,
+        )
         self.oldest_ready = Gauge(
-            "howdah_oldest_ready_seconds", "Age of the oldest ready job, told by the leading worker alone.", ["queue"], registry=registry
+            "howdah_oldest_ready_seconds",
+            "Age of the oldest ready job, told by the leading worker alone.",
+            ["queue"],
+            registry=registry,
         )
         self.claimed = Counter("howdah_jobs_claimed", "Jobs claimed.", ["queue"], registry=registry)
-        self.finished = Counter("howdah_jobs_finished", "Attempts that ended, by outcome.", ["queue", "kind", "outcome"], registry=registry)
+        self.finished = Counter(
+            "howdah_jobs_finished", "Attempts that ended, by outcome.", ["queue", "kind", "outcome"], registry=registry
+        )
         self.wait = Histogram(
             "howdah_job_wait_seconds", "From ready to started.", ["queue"], buckets=SECONDS, registry=registry
         )
-        self.run = Histogram("howdah_job_run_seconds", "From started to ended.", ["kind"], buckets=SECONDS, registry=registry)
+        self.run = Histogram(
+            "howdah_job_run_seconds", "From started to ended.", ["kind"], buckets=SECONDS, registry=registry
+        )
         self.slots = Gauge("howdah_slots", "Handlers that may run at once.", ["queue"], registry=registry)
         self.slots_used = Gauge("howdah_slots_used", "Handlers that run now.", ["queue"], registry=registry)
         self.in_hand = Gauge("howdah_jobs_in_hand", "Jobs claimed and not started yet.", registry=registry)
         self.rescued = Counter("howdah_rescued", "Jobs taken back from dead workers.", registry=registry)
-        self.lost_leases = Counter("howdah_lost_leases", "Acks refused because the job was not this worker's any more.", registry=registry)
-        self.claim_seconds = Histogram("howdah_claim_seconds", "Time of a claim statement.", buckets=SECONDS, registry=registry)
-        self.ack_seconds = Histogram("howdah_ack_seconds", "Time of an ack statement.", buckets=SECONDS, registry=registry)
-        self.ack_batch = Histogram(
-            "howdah_ack_batch_size", "Attempts in one ack.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000), registry=registry
+        self.lost_leases = Counter(
+            "howdah_lost_leases", "Acks refused because the job was not this worker's any more.", registry=registry
         )
-        self.heartbeat_age = Gauge("howdah_heartbeat_age_seconds", "Since the last beat that the database took.", registry=registry)
-        self.listener_up = Gauge("howdah_listener_up", "1 while LISTEN works; 0: jobs are found by polling only.", registry=registry)
+        self.claim_seconds = Histogram(
+            "howdah_claim_seconds", "Time of a claim statement.", buckets=SECONDS, registry=registry
+        )
+        self.ack_seconds = Histogram(
+            "howdah_ack_seconds", "Time of an ack statement.", buckets=SECONDS, registry=registry
+        )
+        self.ack_batch = Histogram(
+            "howdah_ack_batch_size",
+            "Attempts in one ack.",
+            buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000),
+            registry=registry,
+        )
+        self.heartbeat_age = Gauge(
+            "howdah_heartbeat_age_seconds", "Since the last beat that the database took.", registry=registry
+        )
+        self.listener_up = Gauge(
+            "howdah_listener_up", "1 while LISTEN works; 0: jobs are found by polling only.", registry=registry
+        )
         self.wakes = Counter("howdah_wakes", "Wakes received.", registry=registry)
         self.polls = Counter("howdah_polls", "Claims made because time had passed, without a wake.", registry=registry)
         self.reconnects = Counter("howdah_reconnects", "Connections made anew.", ["connection"], registry=registry)
         self.loop_lag = Gauge("howdah_loop_lag_seconds", "How late the main loop's pulse came last.", registry=registry)
         self.draining = Gauge("howdah_draining", "1 while the worker claims no more.", registry=registry)
-        self.partitions_ahead = Gauge("howdah_history_partitions_ahead", "Days of history, from today, that are ready.", registry=registry)
-        Gauge("howdah_worker_info", "1, with the worker's version.", ["version"], registry=registry).labels(__version__).set(1)
+        self.partitions_ahead = Gauge(
+            "howdah_history_partitions_ahead", "Days of history, from today, that are ready.", registry=registry
+        )
+        Gauge("howdah_worker_info", "1, with the worker's version.", ["version"], registry=registry).labels(
+            __version__
+        ).set(1)
 
     def exposition(self) -> bytes:
         """Give the text that Prometheus scrapes."""

@@ -59,8 +59,8 @@ async def pending(connection: asyncpg.Connection, *, source: str = "howdah", fol
 
 
 def read_migrations(folder: Path) -> list[Migration]:
-    """Read a folder's migrations in order. Raises MigrationError if the numbers are not 1, 2, 3, …"""
-    found = []
+    """Read a folder's migrations in order. Raises MigrationError if the numbers are not 1, 2, 3 and so on."""
+    found: list[Migration] = []
     for path in sorted(folder.glob("*.sql")):
         match = _FILE_NAME.fullmatch(path.name)
         if match is None:
@@ -68,7 +68,9 @@ def read_migrations(folder: Path) -> list[Migration]:
         found.append(Migration(int(match[1]), path.stem, path.read_text(encoding="utf-8")))
     for place, migration in enumerate(found, start=1):
         if migration.version != place:
-            raise MigrationError(migration.version, f"{folder}/{migration.name}.sql stands where {place:04d} is expected")
+            raise MigrationError(
+                migration.version, f"{folder}/{migration.name}.sql stands where {place:04d} is expected"
+            )
     if not found:
         raise MigrationError(1, f"{folder} holds no migrations")
     return found

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from howdah.registry import Handler
 
 #: What a process handler needs to know of its job: everything plain.
-_FACTS = ("id", "kind", "queue", "attempt", "max_attempts", "priority", "subject", "created_at", "raw_payload", "raw_headers")
+_FACTS = (
+    "id",
+    "kind",
+    "queue",
+    "attempt",
+    "max_attempts",
+    "priority",
+    "subject",
+    "created_at",
+    "raw_payload",
+    "raw_headers",
+)
 
 
 class Processes:
@@ -54,7 +65,7 @@ class Processes:
     def close(self) -> None:
         """End the processes, whatever they are doing."""
         if self._pool is not None:
-            self._pool.stop()
+            self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join()
 
 

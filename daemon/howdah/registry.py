@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -77,7 +77,9 @@ class Registry:
         """Take a handler in. Raises HandlersError when another function has its kind already."""
         held = self._handlers.get(handler.kind)
         if held is not None and _home(held.function) != _home(handler.function):
-            raise HandlersError(f"kind {handler.kind!r} has two handlers: {_home(held.function)} and {_home(handler.function)}")
+            raise HandlersError(
+                f"kind {handler.kind!r} has two handlers: {_home(held.function)} and {_home(handler.function)}"
+            )
         self._handlers[handler.kind] = handler
 
     def get(self, kind: str) -> Handler | None:
@@ -96,7 +98,7 @@ class Registry:
     def revision(self) -> int:
         """Give the age of the code, as nanoseconds since 1970: of its youngest file. Newer code wins when kinds are registered."""
         files = {inspect.getsourcefile(handler.function) for handler in self._handlers.values()}
-        return max((os.stat(file).st_mtime_ns for file in files if file and os.path.exists(file)), default=0)
+        return max((Path(file).stat().st_mtime_ns for file in files if file and Path(file).exists()), default=0)
 
 
 #: Where `@handler` puts things; a process has one set of handlers.
@@ -140,7 +142,9 @@ def handler(
         is_async = inspect.iscoroutinefunction(function)
         where: RunsIn = runs_in or ("async" if is_async else "thread")
         if (where == "async") != is_async:
-            raise HandlersError(f"{kind}: runs_in={where!r} does not fit {_home(function)}, {'an async' if is_async else 'a plain'} function")
+            raise HandlersError(
+                f"{kind}: runs_in={where!r} does not fit {_home(function)}, {'an async' if is_async else 'a plain'} function"
+            )
         if transaction and not is_async:
             raise HandlersError(f"{kind}: transaction=True needs an async function")
         if max_attempts < 1 or timeout <= 0 or (priority is not None and not 0 <= priority <= 10):
@@ -174,8 +178,9 @@ def load(modules: Sequence[str]) -> Registry:
 
     Raises HandlersError when a module is missing or fails, or when none of them declares a handler.
     """
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
     for module in modules:
         try:
             importlib.import_module(module)
@@ -183,7 +188,9 @@ def load(modules: Sequence[str]) -> Registry:
             raise
         except ModuleNotFoundError as error:
             if error.name is not None and (module + ".").startswith(error.name + "."):
-                raise HandlersError(f"there is no module {module!r} on the path or in {os.getcwd()}; set HOWDAH_HANDLERS") from error
+                raise HandlersError(
+                    f"there is no module {module!r} on the path or in {here}; set HOWDAH_HANDLERS"
+                ) from error
             raise HandlersError(f"module {module!r} cannot be imported: {error}") from error
         except Exception as error:
             raise HandlersError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
@@ -198,7 +205,7 @@ def _payload_type(kind: str, function: Callable[..., Any]) -> Any:
     if not parameters:
         raise HandlersError(f"{kind}: {_home(function)} must take the job as its first argument")
     try:
-        hints = typing.get_type_hints(function)
+        hints: Mapping[str, Any] = typing.get_type_hints(function)
     except NameError as error:
         # A type that is imported for the checker only: the payload's must be there at run time, the others need not.
         hints = _tolerant_hints(function, parameters[0], kind, error)
@@ -214,7 +221,9 @@ def _tolerant_hints(function: Callable[..., Any], parameter: str, kind: str, err
     try:
         return {parameter: eval(text, inspect.unwrap(function).__globals__)}  # noqa: S307  # the author's own annotation
     except NameError:
-        raise HandlersError(f"{kind}: {error}; the payload's type must be imported at run time, not under TYPE_CHECKING") from error
+        raise HandlersError(
+            f"{kind}: {error}; the payload's type must be imported at run time, not under TYPE_CHECKING"
+        ) from error
 
 
 def _fields(schema: dict[str, Any], payload_type: Any) -> dict[str, Any]:
@@ -227,7 +236,11 @@ def _fields(schema: dict[str, Any], payload_type: Any) -> dict[str, Any]:
         config = payload_type.model_config
         if config.get("populate_by_name") or config.get("validate_by_name"):
             required -= {info.alias for info in payload_type.model_fields.values() if info.alias}
-        required -= {name for name, info in payload_type.model_fields.items() if not isinstance(info.validation_alias, str | None)}
+        required -= {
+            name
+            for name, info in payload_type.model_fields.items()
+            if not isinstance(info.validation_alias, str | None)
+        }
     return {
         name: {"types": types, "required": name in required} if types else {"required": name in required}
         for name, part in schema.get("properties", {}).items()

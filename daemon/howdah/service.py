@@ -21,6 +21,7 @@ from howdah.endpoint import Endpoint
 from howdah.errors import ConfigError, DatabaseUnavailableError, SchemaError
 from howdah.executor import Executor
 from howdah.heartbeat import Heartbeat
+from howdah.job import Attempt
 from howdah.lifeline import Lifeline
 from howdah.listener import Listener
 from howdah.maintenance import Maintenance
@@ -29,7 +30,7 @@ from howdah.processes import Processes
 from howdah.queries import sql_folder
 from howdah.reporter import Reporter
 from howdah.slots import Cap, QueueSlots, RunTimes
-from howdah.store import Attempt, Store
+from howdah.store import Store
 from howdah.version import __version__
 from howdah.vitals import Vitals
 
@@ -115,7 +116,10 @@ class Service:
         self._pool: asyncpg.Pool | None = None
         keep_history = config.history_days > 0
         self._acker = Acker(
-            store=Store(self._ack_line), metrics=metrics, keep_history=keep_history, on_relief=lambda: self._claimer.wake()
+            store=Store(self._ack_line),
+            metrics=metrics,
+            keep_history=keep_history,
+            on_relief=lambda: self._claimer.wake(),
         )
         self._executor = Executor(
             registry=self._registry,
@@ -219,7 +223,11 @@ class Service:
         await self._store.register(self._registry.registrations(), self._registry.revision())
         await self._store.make_partitions(1)
         self._vitals.worker = await self._store.enter(
-            f"{socket.gethostname()}:{os.getpid()}", __version__, config.lease_ttl, list(config.queues), self._registry.kinds
+            f"{socket.gethostname()}:{os.getpid()}",
+            __version__,
+            config.lease_ttl,
+            list(config.queues),
+            self._registry.kinds,
         )
         await self._lifeline.start()
         log.info(
@@ -242,7 +250,9 @@ class Service:
         if version < newest:
             raise SchemaError(f"the schema is at version {version}, this release needs {newest}: run howdah migrate")
         if _release(__version__) < _release(oldest):
-            raise SchemaError(f"the schema asks for howdah {oldest} or newer, this is {__version__}: install a newer release")
+            raise SchemaError(
+                f"the schema asks for howdah {oldest} or newer, this is {__version__}: install a newer release"
+            )
 
     # -- work
 
@@ -317,7 +327,11 @@ class Service:
             self._claimer.suspects_wait()
 
     def _taken_for_dead(self, worker: int) -> None:
-        self._fail(DatabaseUnavailableError(f"worker {worker} was taken for dead: it could not beat for {self._config.lease_ttl:g} s"))
+        self._fail(
+            DatabaseUnavailableError(
+                f"worker {worker} was taken for dead: it could not beat for {self._config.lease_ttl:g} s"
+            )
+        )
 
     def _fail(self, error: BaseException) -> None:
         """Stop because something broke; the exit code says so."""
@@ -338,9 +352,11 @@ class Service:
         deadline = self._loop.time() + (self._config.drain_timeout if self._failure is None else 0.0)
         await self._within(asyncio.shield(self._tasks["claimer"]), 2.0)
         self._release_hand()
-        settled = asyncio.gather(*(slots.settled() for slots in self._slots.values()))
+        settled = asyncio.ensure_future(self._slots_settled())
         hurry = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait({settled, hurry}, timeout=max(deadline - self._loop.time(), 0.0), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {settled, hurry}, timeout=max(deadline - self._loop.time(), 0.0), return_when=asyncio.FIRST_COMPLETED
+        )
         hurry.cancel()
         if not settled.done():
             log.warning("drain deadline, releasing", extra={"jobs": sorted(self._executor.running)})
@@ -348,6 +364,10 @@ class Service:
             slots.cancel()
         await self._within(settled, CANCEL_GRACE)
         await self._within(self._acker.settled(), ACK_GRACE)
+
+    async def _slots_settled(self) -> None:
+        for slots in self._slots.values():
+            await slots.settled()
 
     def _release_hand(self) -> None:
         for slots in self._slots.values():
@@ -377,7 +397,13 @@ class Service:
         try:
             async with asyncio.timeout(seconds):
                 await wait
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DatabaseUnavailableError) as error:
+        except (
+            TimeoutError,
+            OSError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            DatabaseUnavailableError,
+        ) as error:
             log.warning("left something behind on the way out", extra={"error": repr(error)})
 
     # -- small things

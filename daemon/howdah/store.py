@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from howdah.job import Job
+from howdah.job import Attempt, Job
 from howdah.queries import SQL
 
 if TYPE_CHECKING:
@@ -33,23 +33,6 @@ class Stretch(NamedTuple):
     upto: int
 
 
-class Attempt(NamedTuple):
-    """What came of one attempt. `error` is JSON; for cancelled it is {"by", "reason"}.
-
-    `started` and `ended` are of `time.monotonic()`, None for an attempt that never started.
-    """
-
-    id: int
-    lease: int
-    outcome: str
-    result: bytes | None
-    error: bytes | None
-    delay: float | None = None
-    started: float | None = None
-    ended: float | None = None
-    progress: bytes | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a claim brought: the jobs, and the last id that had been given out when it looked."""
@@ -66,7 +49,9 @@ class Store:
 
     # -- claims
 
-    async def claim(self, worker: int, lease: int, kinds: Sequence[str], rooms: dict[str, int], stretches: Sequence[Stretch]) -> Claim:
+    async def claim(
+        self, worker: int, lease: int, kinds: Sequence[str], rooms: dict[str, int], stretches: Sequence[Stretch]
+    ) -> Claim:
         """Take ready jobs: of each queue at most its room, looking along the stretches."""
         rows = await self._line.fetch(
             SQL["claim"],
@@ -83,7 +68,9 @@ class Store:
         jobs = [_job(row, lease) for row in rows if row[0] is not None]
         return Claim(jobs, rows[0]["newest"])
 
-    async def claim_suspect(self, worker: int, lease: int, kinds: Sequence[str], queues: Sequence[str]) -> Job[Any] | None:
+    async def claim_suspect(
+        self, worker: int, lease: int, kinds: Sequence[str], queues: Sequence[str]
+    ) -> Job[Any] | None:
         """Take one suspect, its start written already."""
         rows = await self._line.fetch(SQL["claim_suspect"], worker, lease, kinds, queues)
         if not rows:
@@ -112,7 +99,9 @@ class Store:
         now = monotonic()
         ages = [None if start is None else now - start for start in starts]
         runs = [None if start is None else end - start for start, end in zip(starts, ends, strict=True)]
-        rows = await self._line.fetch(SQL["ack"], ids, leases, outcomes, results, errors, delays, ages, runs, progresses, keep)
+        rows = await self._line.fetch(
+            SQL["ack"], ids, leases, outcomes, results, errors, delays, ages, runs, progresses, keep
+        )
         return {row[0] for row in rows}
 
     async def ack_fate(self, attempts: Sequence[Attempt], sent_before: Sequence[bool], *, keep: bool) -> dict[int, str]:

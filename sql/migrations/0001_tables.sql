@@ -88,7 +88,7 @@ create table howdah.job_history (
   claimed_at    timestamptz,
   started_at    timestamptz,
   finished_at   timestamptz not null,
-  lease         bigint,              -- the last one: an ack whose reply was lost finds it here
+  lease         bigint,              -- the last one: an ack whose reply was lost finds it here; null: its worker died
   leased_by     bigint,
   batch         bigint,
   retried_from  bigint,

@@ -236,7 +236,9 @@ async def test_a_field_that_does_not_fit_its_kind_is_refused_by_name(
     with refused("JB003", naming=naming):
         await enqueue_coalesced(connection, "sync", payload)
     with refused("JB003", naming=f"job 2: {naming}"):
-        await enqueue_many(connection, {"kind": "sync", "payload": {"post_id": "p"}}, {"kind": "sync", "payload": payload})
+        await enqueue_many(
+            connection, {"kind": "sync", "payload": {"post_id": "p"}}, {"kind": "sync", "payload": payload}
+        )
     assert await count_jobs(connection) == 0
     assert await enqueue(connection, "sync", {"post_id": "p", "depth": None, "more": "is welcome"})
 
@@ -592,9 +594,7 @@ async def test_two_callers_with_the_same_keys_in_opposite_order_do_not_deadlock(
     keys = [f"k{n:03d}" for n in range(200)]
     forward = [{"kind": "work", "unique_key": key} for key in keys]
     for _ in range(10):
-        results = await asyncio.gather(
-            enqueue_many(connection, *forward), enqueue_many(other, *reversed(forward))
-        )
+        results = await asyncio.gather(enqueue_many(connection, *forward), enqueue_many(other, *reversed(forward)))
         ids = [{row["id"] for row in rows} for rows in results]
         assert ids[0] == ids[1]
         assert sum(row["created"] for rows in results for row in rows) == len(keys)
