@@ -55,6 +55,7 @@ class Claimer:
         worker: Callable[[], int],
         is_full: Callable[[], bool],
         is_deaf: Callable[[], bool],
+        claimed_once: asyncio.Event,
         metrics: Metrics,
         poll_interval: float,
     ) -> None:
@@ -78,8 +79,8 @@ class Claimer:
         self._poll = FIRST_POLL
         self._work_began: float | None = None
         self._unknown: list[int] = []
-        #: Set once a claim has been answered: the worker is of use.
-        self.claimed_once = asyncio.Event()
+        # Set once a claim has been answered: the worker is of use.
+        self._claimed_once = claimed_once
         metrics.in_hand.set_function(lambda: sum(len(queue.hand) for queue in slots.values()))
 
     def wake(self) -> None:
@@ -161,7 +162,7 @@ class Claimer:
         ended = monotonic()
         self._metrics.claim_seconds.observe(ended - began)
         marks.claimed(plan.rooms, claim.jobs, claim.newest, look=look, began=began, ended=ended)
-        self.claimed_once.set()
+        self._claimed_once.set()
         counts = self._hand_over(claim.jobs, ended)
         self._hungry = {
             name for name in self._slots if name not in plan.rooms or counts.get(name, 0) >= plan.rooms[name]

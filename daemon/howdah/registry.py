@@ -86,6 +86,10 @@ class Registry:
         """Look a kind up."""
         return self._handlers.get(kind)
 
+    def take(self, kind: str) -> Handler | None:
+        """Take a kind out."""
+        return self._handlers.pop(kind, None)
+
     @property
     def kinds(self) -> list[str]:
         """The kinds, in order."""
@@ -219,7 +223,7 @@ def _tolerant_hints(function: Callable[..., Any], parameter: str, kind: str, err
     if not isinstance(text, str):
         return {parameter: text} if text is not None else {}
     try:
-        return {parameter: eval(text, inspect.unwrap(function).__globals__)}  # noqa: S307  # the author's own annotation
+        return {parameter: eval(text, {"Job": Job, **inspect.unwrap(function).__globals__})}  # noqa: S307  # the author's own annotation
     except NameError:
         raise HandlersError(
             f"{kind}: {error}; the payload's type must be imported at run time, not under TYPE_CHECKING"

@@ -81,6 +81,7 @@ class Service:
         self._vitals = Vitals()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._claimed = asyncio.Event()
         self._failure: BaseException | None = None
 
     async def run(self) -> Report:
@@ -101,6 +102,10 @@ class Service:
         else:
             log.info("draining", extra={"why": why})
             self._stop.set()
+
+    async def ready(self) -> None:
+        """Wait until the worker has claimed for the first time."""
+        await self._claimed.wait()
 
     # -- build and start
 
@@ -155,6 +160,7 @@ class Service:
             worker=lambda: vitals.worker,
             is_full=lambda: self._acker.full,
             is_deaf=lambda: not vitals.listening,
+            claimed_once=self._claimed,
             metrics=metrics,
             poll_interval=config.poll_interval,
         )
@@ -280,14 +286,14 @@ class Service:
             due = self._loop.time() + PULSE
             await asyncio.sleep(PULSE)
             self._vitals.pulse = time.monotonic()
-            self._vitals.working = self._claimer.claimed_once.is_set()
+            self._vitals.working = self._claimed.is_set()
             self._metrics.loop_lag.set(max(self._loop.time() - due, 0.0))
 
     async def _mind_limits(self) -> None:
         """Stop when the limits of this life are reached."""
         limits, queues = self._limits, list(self._config.queues)
         began = self._loop.time()
-        await self._claimer.claimed_once.wait()
+        await self._claimed.wait()
         while True:
             if limits.max_seconds is not None and self._loop.time() - began >= limits.max_seconds:
                 self.stop("max seconds")

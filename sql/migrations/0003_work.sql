@@ -281,7 +281,12 @@ declare
   day   date;
   name  text;
 begin
-  perform pg_advisory_xact_lock(7316042, 2);       -- two makers would wait for each other's names
+  begin
+    perform pg_advisory_xact_lock(7316042, 2);     -- two makers would wait for each other's names
+  exception when lock_not_available then           -- the other one's work counts once it is committed
+    return (select coalesce(min(n), ahead + 1) from generate_series(0, ahead) n
+            where to_regclass(format('howdah.job_history_%s', to_char(today + n, 'YYYYMMDD'))) is null);
+  end;
   for day in select today + n from generate_series(0, ahead) n loop
     name := format('job_history_%s', to_char(day, 'YYYYMMDD'));
     continue when to_regclass(format('howdah.%I', name)) is not null;

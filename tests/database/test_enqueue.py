@@ -6,7 +6,6 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 from support.eventually import aeventually
 from support.jobs import (
@@ -29,6 +28,7 @@ from support.jobs import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import asyncpg
     from conftest import Connect
 
 MIB = 1024 * 1024

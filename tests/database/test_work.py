@@ -218,16 +218,20 @@ async def test_a_start_is_counted_back_from_the_end_but_never_before_the_claim(c
     await connection.execute(
         "update howdah.jobs set created_at = created_at - interval '1 hour', claimed_at = claimed_at - interval '1 minute'"
     )
-    await ack(connection, completed(job, run=20))
+    before = await connection.fetchval("select clock_timestamp()")
+    await ack(connection, completed(job, run=17, age=20))
+    after = await connection.fetchval("select clock_timestamp()")
     row = await ended(connection, job_id)
     assert row is not None
-    assert row["finished_at"] - row["started_at"] == timedelta(seconds=20)
+    assert before <= row["started_at"] + timedelta(seconds=20) <= after
+    assert row["finished_at"] - row["started_at"] == timedelta(seconds=17)
 
     job_id = await enqueue(connection)
     await ack(connection, completed(await claim_one(connection), run=3600))
     row = await ended(connection, job_id)
     assert row is not None
     assert row["started_at"] == row["claimed_at"]
+    assert row["finished_at"] <= datetime.now(UTC)
 
 
 async def test_a_start_that_was_written_stands(connection: asyncpg.Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -183,7 +184,11 @@ async def write_start(connection: asyncpg.Connection, job: Held) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """What came of an attempt; `run` is how long the handler ran, in seconds, None: it never started."""
+    """What came of an attempt.
+
+    `run` is how long the handler ran, in seconds (None: it never started), and `age` is how long ago it began, if that
+    is longer.
+    """
 
     job: Held
     outcome: str
@@ -191,11 +196,12 @@ class Ack:
     error: Json | None = None
     delay: float | None = None
     run: float | None = 0.0
+    age: float | None = None
     progress: Any = None
 
 
-def completed(job: Held, result: Any = None, run: float | None = 0.0) -> Ack:
-    return Ack(job, "completed", result=result, run=run)
+def completed(job: Held, result: Any = None, run: float | None = 0.0, age: float | None = None) -> Ack:
+    return Ack(job, "completed", result=result, run=run, age=age)
 
 
 def dead(job: Held, message: str = "hopeless", run: float | None = 0.0) -> Ack:
@@ -229,18 +235,24 @@ def crashed(job: Held, message: str = "it kills") -> Ack:
 async def ack(connection: asyncpg.Connection, *acks: Ack, keep: bool = True) -> set[int]:
     """Write acks in one batch and return the ids that were written."""
     rows = await connection.fetch(
-        "select id from howdah.ack($1, $2, $3, $4, $5, $6, $7, $8, $9) as id",
+        "select id from howdah.ack($1, $2, $3, $4::text[]::jsonb[], $5, $6, $7, $8, $9::text[]::jsonb[], $10) as id",
         [ack.job.id for ack in acks],
         [ack.job.lease for ack in acks],
         [ack.outcome for ack in acks],
-        [ack.result for ack in acks],
+        [_as_json(ack.result) for ack in acks],
         [ack.error for ack in acks],
         [ack.delay for ack in acks],
+        [ack.run if ack.age is None else ack.age for ack in acks],
         [ack.run for ack in acks],
-        [ack.progress for ack in acks],
+        [_as_json(ack.progress) for ack in acks],
         keep,
     )
     return {row["id"] for row in rows}
+
+
+def _as_json(value: Any) -> str | None:
+    """A list within a list would be taken for an array of arrays."""
+    return None if value is None else json.dumps(value)
 
 
 async def fate(connection: asyncpg.Connection, job: Held, *, sent_before: bool = False, keep: bool = True) -> str:
