@@ -24,6 +24,8 @@ log = logging.getLogger("howdah.acker")
 BATCH = 1000
 #: With so many acks waiting, the claimer stops: what runs must not outgrow what can be written down.
 HIGH_WATER = 5000
+#: After a statement that found no database, in seconds.
+RETRY_PAUSE = 0.05
 #: Between tries at rows that somebody holds, in seconds, growing from the first to the second.
 BUSY_PAUSE = (0.005, 0.25)
 
@@ -111,6 +113,7 @@ class Acker:
             except DatabaseUnavailableError as error:
                 log.debug("ack will be repeated", extra={"jobs": len(batch), "error": str(error)})
                 self._sent.update((attempt.id, attempt.lease) for attempt in batch)
+                await asyncio.sleep(RETRY_PAUSE)
             except asyncpg.CheckViolationError as error:
                 if "no partition" not in str(error):
                     return await self._write_apart(batch, error)

@@ -31,6 +31,8 @@ FIRST_POLL = 0.002
 POLL_GROWTH = 1.5
 #: After so many seconds of steady work enqueue is spared the notification.
 STEADY = 0.1
+#: After a statement that found no database, in seconds; the connection itself waits for as long as it takes.
+RETRY_PAUSE = 0.05
 #: While nobody hears wakes, polls are at most so many seconds apart.
 DEAF_POLL = 0.2
 
@@ -71,6 +73,7 @@ class Claimer:
         self._marks: dict[tuple[str, ...], Marks] = {}
         self._stir = asyncio.Event()
         self._stopping = False
+        self._holds: set[str] = set()
         self._suspects = False
         self._lane: asyncio.Task[None] | None = None
         # Queues whose last claim came back full, or that had no room: for them room is news.
@@ -97,6 +100,19 @@ class Claimer:
         self._suspects = True
         self._stir.set()
 
+    def hold(self, reason: str) -> None:
+        """Claim nothing until every reason is gone."""
+        if reason not in self._holds:
+            self._holds.add(reason)
+            log.warning("claims no more", extra={"reason": reason})
+
+    def go_on(self, reason: str) -> None:
+        """Take a reason away."""
+        if reason in self._holds:
+            self._holds.remove(reason)
+            log.warning("claims again", extra={"reason": reason})
+            self._stir.set()
+
     def stop(self) -> None:
         """Claim no more; `run` returns after the claim that is on its way."""
         self._stopping = True
@@ -118,10 +134,11 @@ class Claimer:
             except DatabaseUnavailableError as error:
                 log.debug("claim failed", extra={"error": str(error)})
                 self._asleep = False
+                await asyncio.sleep(RETRY_PAUSE)
 
     def _plan(self) -> Plan | None:
         """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short."""
-        if self._is_full():
+        if self._is_full() or self._holds:
             return None
         # Beside a suspect nothing is claimed ahead.
         short = tuple(kind for kind in self._kinds if self._run_times.is_short(kind)) if self._lane is None else ()
@@ -217,7 +234,7 @@ class Claimer:
             while not self._stopping and any(slots.hand for slots in self._slots.values()):  # noqa: ASYNC110  # rare
                 await asyncio.sleep(FIRST_POLL)
             self._suspects = False
-            while not self._stopping:
+            while not self._stopping and not self._holds:
                 lease = secrets.randbits(63)
                 try:
                     job = await self._store.claim_suspect(self._worker(), lease, self._kinds, list(self._slots))

@@ -75,7 +75,7 @@ def run(*, embedded: bool, until_empty: bool, max_jobs: int | None, max_seconds:
         with _embedded(config) if embedded else nullcontext(config) as config:
             registry = load(config.handlers)
             limits = Limits(until_empty=until_empty, max_jobs=max_jobs, max_seconds=max_seconds)
-            report = _run(_serve, config, registry, limits)
+            report = _run(_serve, config, registry, limits, lambda: load_config(**flags))
     if until_empty or max_jobs or max_seconds:
         click.echo(orjson.dumps({"processed": report.processed, "dead": report.dead}).decode())
         sys.exit(FAILED if report.failed or report.dead else 0)
@@ -184,8 +184,8 @@ def version() -> None:
 main.add_command(bench)
 
 
-async def _serve(config: Config, registry: Any, limits: Limits) -> Any:
-    return await Service(config, registry, limits=limits).run()
+async def _serve(config: Config, registry: Any, limits: Limits, reread: Callable[[], Config]) -> Any:
+    return await Service(config, registry, limits=limits, reread=reread).run()
 
 
 async def _migrate(url: str, app: Path | None, check: bool) -> list[str]:  # noqa: FBT001  # handed through as it is

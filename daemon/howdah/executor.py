@@ -85,8 +85,32 @@ class Executor:
             return
         finally:
             self.running.pop(job.id, None)
-        if outcome is not None:
+        if outcome is not None and not job.abandoned:
             self._finish(job, outcome)
+
+    def cancel(self, job: Job[Any], by: str | None, reason: str | None) -> None:
+        """Ask a running job to stop. A handler in a thread has to look at `job.cancelled`; the others are interrupted.
+
+        A handler that ends first keeps its true outcome.
+        """
+        if job.cancelled:
+            return
+        job.cancelled, job.cancel_by, job.cancel_reason = True, by, reason
+        handler = self._registry.get(job.kind)
+        if job.task is not None and handler is not None and handler.runs_in != "thread":
+            job.task.cancel()
+
+    def interrupt(self) -> None:
+        """Cancel everything that runs; the attempts are released."""
+        for job in self.running.values():
+            if job.task is not None:
+                job.task.cancel()
+
+    def abandon(self) -> list[Job[Any]]:
+        """Give up on what still runs: whatever it says from now on is not written."""
+        for job in self.running.values():
+            job.abandoned = True
+        return list(self.running.values())
 
     def report(self, job: Job[Any], progress: Any) -> None:
         """Keep a job's newest progress until somebody takes it."""
@@ -217,18 +241,20 @@ class Executor:
         )
 
     def _interrupted(self, job: Job[Any], handler: Handler) -> Attempt:
-        """Say what a cancellation meant: the timeout, or the service going away (then the attempt is not counted)."""
+        """Say what a cancellation meant: the timeout, a request, or the service going away (the attempt is not counted)."""
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()
         if job.timed_out:
             return self._failed(job, handler, HandlerTimeoutError(job.kind, job.timeout or handler.timeout))
+        if job.cancelled:
+            return self._cancelled(job, job.cancel_by, job.cancel_reason)
         return self._released(job)
 
     def _dead(self, job: Job[Any], error: bytes) -> Attempt:
         return Attempt(job.id, job.lease, "dead", None, error, None, job.started, monotonic())
 
-    def _cancelled(self, job: Job[Any], by: str, reason: str) -> Attempt:
+    def _cancelled(self, job: Job[Any], by: str | None, reason: str | None) -> Attempt:
         return Attempt(
             job.id,
             job.lease,

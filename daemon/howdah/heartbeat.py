@@ -30,12 +30,14 @@ class Heartbeat:
         metrics: Metrics,
         ttl: float,
         on_suspects: Callable[[], None],
+        on_signals: Callable[[], None],
         on_taken_for_dead: Callable[[int], None],
     ) -> None:
         self._store = store
         self._vitals = vitals
         self._ttl = ttl
         self._on_suspects = on_suspects
+        self._on_signals = on_signals
         self._on_taken_for_dead = on_taken_for_dead
         metrics.heartbeat_age.set_function(vitals.beat_age)
 
@@ -55,7 +57,9 @@ class Heartbeat:
             else:
                 # The moment before the call: the database took the beat some time after it.
                 self._vitals.last_beat = began
-                self._vitals.leads, suspects = answer
-                if suspects:
+                self._vitals.leads = answer.leads
+                if answer.suspects:
                     self._on_suspects()
+                if answer.signals:
+                    self._on_signals()
             await asyncio.sleep(self._ttl / 3)

@@ -73,7 +73,10 @@ class Job(Generic[P]):
     """
 
     __slots__ = (
+        "abandoned",
         "attempt",
+        "cancel_by",
+        "cancel_reason",
         "cancelled",
         "created_at",
         "deadline",
@@ -128,6 +131,10 @@ class Job(Generic[P]):
     started: float
     told_start: bool
     timed_out: bool
+    cancel_by: str | None
+    cancel_reason: str | None
+    # Released while its handler still ran: whatever the handler says later is nobody's.
+    abandoned: bool
     progress: Any
     services: Services
     task: asyncio.Task[None] | None

@@ -12,13 +12,15 @@ import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, NoReturn
 
 import uvloop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from howdah.systemd import Notifier
     from howdah.vitals import Vitals
 
 log = logging.getLogger("howdah.lifeline")
@@ -35,12 +37,14 @@ class Lifeline:
         build: Callable[[], Awaitable[list[Callable[[], Awaitable[None]]]]],
         close: Callable[[], Awaitable[None]],
         vitals: Vitals,
+        notifier: Notifier,
         hang_timeout: float,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._build = build
         self._close = close
         self._vitals = vitals
+        self._notifier = notifier
         self._hang_timeout = hang_timeout
         self._on_failure = on_failure
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,11 +95,21 @@ class Lifeline:
             await self._close()
 
     async def _watch_pulse(self) -> None:
-        """End the process when the main loop hangs: nobody else can, and its jobs are better off elsewhere."""
+        """Feed the watchdog while the main loop turns, and end the process when it hangs or outstays its drain.
+
+        Nobody else can: the main loop may be held by a handler for good. Its jobs are better off elsewhere.
+        """
+        interval = min(self._hang_timeout / 4, 1.0, self._notifier.watchdog_interval or 1.0)
         while True:
-            await asyncio.sleep(min(self._hang_timeout / 4, 5.0))
+            await asyncio.sleep(interval)
             if self._vitals.pulse_age() > self._hang_timeout:
-                log.error("the main loop hangs, leaving", extra={"seconds": round(self._vitals.pulse_age(), 1)})
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                sys.stderr.flush()
-                os._exit(HUNG)
+                self._leave("the main loop hangs, leaving", seconds=self._vitals.pulse_age())
+            if self._vitals.leave_by is not None and time.monotonic() > self._vitals.leave_by:
+                self._leave("the drain has no end, leaving", seconds=self._vitals.pulse_age())
+            self._notifier.feed_watchdog()
+
+    def _leave(self, why: str, *, seconds: float) -> NoReturn:
+        log.error(why, extra={"pulse_age": round(seconds, 1)})
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        sys.stderr.flush()
+        os._exit(HUNG)

@@ -9,6 +9,7 @@ from howdah.errors import QueryFileError
 QUERIES = (
     "ack",
     "ack_fate",
+    "apply_signals",
     "beat",
     "claim",
     "claim_suspect",

@@ -15,22 +15,26 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from howdah.acker import Acker
+from howdah.canceller import Canceller
 from howdah.claimer import Claimer
 from howdah.database import Line, set_codecs
+from howdah.drain import ACK_GRACE, CANCEL_GRACE, Drain
 from howdah.endpoint import Endpoint
 from howdah.errors import ConfigError, DatabaseUnavailableError, SchemaError
 from howdah.executor import Executor
 from howdah.heartbeat import Heartbeat
 from howdah.job import Attempt
-from howdah.lifeline import Lifeline
+from howdah.lifeline import HUNG, Lifeline
 from howdah.listener import Listener
 from howdah.maintenance import Maintenance
 from howdah.metrics import Metrics
+from howdah.ossignals import OSSignals, describe_tasks
 from howdah.processes import Processes
 from howdah.queries import sql_folder
 from howdah.reporter import Reporter
 from howdah.slots import Cap, QueueSlots, RunTimes
 from howdah.store import Store
+from howdah.systemd import Notifier
 from howdah.version import __version__
 from howdah.vitals import Vitals
 
@@ -45,8 +49,12 @@ log = logging.getLogger("howdah.service")
 
 #: How often the main loop shows its pulse, in seconds.
 PULSE = 0.5
-#: What a cancelled handler gets to clean up, and the last acks to be written, in seconds.
-CANCEL_GRACE, ACK_GRACE = 3.0, 5.0
+#: How often the worker asks itself whether its beats still arrive, in seconds.
+DOUBT_INTERVAL = 0.25
+#: At this part of the ttl without a beat a worker lets its jobs go.
+LET_GO = 5 / 6
+#: For the words of parting, to the database and to the lifeline, in seconds.
+LAST_WORDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +78,20 @@ class Report:
 class Service:
     """The composition root: makes every part, and is the only one that knows them all."""
 
-    def __init__(self, config: Config, registry: Registry, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        *,
+        limits: Limits | None = None,
+        reread: Callable[[], Config] | None = None,
+    ) -> None:
         if config.database_url is None:
             raise ConfigError("HOWDAH_DATABASE_URL", "is not set: where are the jobs?")
         self._config = config
         self._registry = registry
         self._limits = limits or Limits()
+        self._reread = reread or (lambda: config)
         self._url: str = config.database_url
         self._metrics = Metrics()
         self._vitals = Vitals()
@@ -83,16 +99,25 @@ class Service:
         self._hurry = asyncio.Event()
         self._claimed = asyncio.Event()
         self._failure: BaseException | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._entering = False
+        self._notifier = Notifier()
 
     async def run(self) -> Report:
         """Live: work until told to stop, drain, leave. Raises SchemaError, ConfigError; the report says how it went."""
-        await self._build()
-        try:
-            await self._start()
-            await self._work()
-        finally:
-            await self._drain()
-            await self._close()
+        self._build()
+        with OSSignals(self._signal_calls(), at_once=self._note_signal):
+            try:
+                await self._start()
+                await self._work()
+            finally:
+                clean = await self._drain()
+                await self._close()
+        if not clean:
+            # A task that swallows its cancellation would hold up the loop's end for good.
+            log.error("handlers do not end, leaving by force")
+            logging.shutdown()
+            os._exit(HUNG)
         return self._report()
 
     def stop(self, why: str = "told to") -> None:
@@ -109,7 +134,7 @@ class Service:
 
     # -- build and start
 
-    async def _build(self) -> None:
+    def _build(self) -> None:
         config, metrics, vitals = self._config, self._metrics, self._vitals
         self._loop = asyncio.get_running_loop()
         self._claim_line = self._line("claim", raw_json=True)
@@ -173,10 +198,14 @@ class Service:
             on_ready=self._claimer.wake,
             on_suspects=self._claimer.suspects_wait,
         )
+        self._canceller = Canceller(
+            store=self._store, executor=self._executor, slots=self._slots, put=self._put, vitals=vitals
+        )
         self._lifeline = Lifeline(
             build=self._build_lifeline,
             close=self._close_lifeline,
             vitals=vitals,
+            notifier=self._notifier,
             hang_timeout=config.hang_timeout,
             on_failure=lambda error: self._from_lifeline(self._fail, error),
         )
@@ -193,6 +222,7 @@ class Service:
             metrics=metrics,
             ttl=config.lease_ttl,
             on_suspects=lambda: self._from_lifeline(self._claimer.suspects_wait),
+            on_signals=lambda: self._from_lifeline(self._canceller.look),
             on_taken_for_dead=lambda worker: self._from_lifeline(self._taken_for_dead, worker),
         )
         listener = Listener(
@@ -223,8 +253,6 @@ class Service:
     async def _start(self) -> None:
         """Come into being: schema, kinds, the worker's row, the lifeline."""
         config = self._config
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         await self._check_schema()
         await self._store.register(self._registry.registrations(), self._registry.revision())
         await self._store.make_partitions(1)
@@ -246,6 +274,13 @@ class Service:
                 "address": self._endpoint.address,
             },
         )
+        self._notifier.ready("working")
+
+    async def _enter(self) -> int:
+        """Make the worker's row; gives its id."""
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        config = self._config
+        return await self._store.enter(name, __version__, config.lease_ttl, list(config.queues), self._registry.kinds)
 
     async def _check_schema(self) -> None:
         try:
@@ -270,9 +305,12 @@ class Service:
             "executor": self._executor.watch(),
             "reporter": self._reporter.run(),
             "maintenance": self._maintenance.run(),
+            "canceller": self._canceller.run(),
             "pulse": self._beat_pulse(),
-            "limits": self._mind_limits(),
+            "doubt": self._doubt(),
         }
+        if self._limits != Limits():
+            parts["limits"] = self._mind_limits()
         self._tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
         stop = asyncio.create_task(self._stop.wait())
         done, _ = await asyncio.wait({*self._tasks.values(), stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -314,6 +352,50 @@ class Service:
 
     # -- words from elsewhere
 
+    def _signal_calls(self) -> dict[signal.Signals, Callable[[], None]]:
+        return {
+            signal.SIGTERM: lambda: self.stop("SIGTERM"),
+            signal.SIGINT: lambda: self.stop("SIGINT"),
+            signal.SIGQUIT: self._quit,
+            signal.SIGTSTP: lambda: self._claimer.hold("SIGTSTP"),
+            signal.SIGCONT: lambda: self._claimer.go_on("SIGTSTP"),
+            signal.SIGTTIN: self._log_tasks,
+            signal.SIGHUP: self._reload,
+        }
+
+    def _note_signal(self, number: signal.Signals) -> None:
+        """Let the lifeline know of a drain that the main loop may be too busy to begin."""
+        if number in {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT} and self._vitals.leave_by is None:
+            patience = self._config.drain_timeout + CANCEL_GRACE + ACK_GRACE + 2 * LAST_WORDS
+            self._vitals.leave_by = time.monotonic() + patience
+
+    def _quit(self) -> None:
+        self.stop("SIGQUIT")
+        self._hurry.set()
+
+    def _log_tasks(self) -> None:
+        jobs = {name: [job.id for job in slots.hand] for name, slots in self._slots.items()}
+        log.warning(
+            "tasks", extra={"running": sorted(self._executor.running), "in_hand": jobs, "stacks": describe_tasks()}
+        )
+
+    def _reload(self) -> None:
+        """Read the settings again; what can change while jobs run does: log level, slots, drain timeout."""
+        self._notifier.reloading()
+        try:
+            fresh = self._reread()
+        except ConfigError as error:
+            log.error("settings not changed: %s", error)  # noqa: TRY400  # the sentence says it all
+        else:
+            logging.getLogger().setLevel(fresh.log_level.upper())
+            for name, slots in self._slots.items():
+                slots.resize(fresh.queues.get(name, slots.size))
+            self._config = self._config.model_copy(
+                update={"drain_timeout": fresh.drain_timeout, "log_level": fresh.log_level}
+            )
+            log.info("settings read again", extra={"queues": {name: slots.size for name, slots in self._slots.items()}})
+        self._notifier.ready("working")
+
     def _put(self, attempt: Attempt) -> None:
         self._acker.put(attempt)
         if attempt.delay is not None:
@@ -331,13 +413,50 @@ class Service:
             self._maintenance.due()
         elif word == "suspects":
             self._claimer.suspects_wait()
+        elif word == "cancel":
+            self._canceller.look()
 
     def _taken_for_dead(self, worker: int) -> None:
-        self._fail(
-            DatabaseUnavailableError(
-                f"worker {worker} was taken for dead: it could not beat for {self._config.lease_ttl:g} s"
-            )
-        )
+        """Others have this worker's jobs: let go of them, and enter again under a new id."""
+        if worker == self._vitals.worker and not self._entering:
+            self._entering = True
+            log.warning("taken for dead, entering again", extra={"worker": worker})
+            self._tasks["enter"] = asyncio.create_task(self._enter_again(), name="enter")
+
+    async def _enter_again(self) -> None:
+        self._claimer.hold("taken for dead")
+        for slots in self._slots.values():
+            slots.take_back()
+        self._executor.interrupt()
+        while True:
+            try:
+                self._vitals.worker = await self._enter()
+                break
+            except DatabaseUnavailableError:
+                await asyncio.sleep(DOUBT_INTERVAL)
+        self._vitals.last_beat = time.monotonic()
+        self._entering = False
+        self._claimer.go_on("taken for dead")
+
+    async def _doubt(self) -> None:
+        """Stop in time when the beats do not arrive: others will take this worker's jobs at the end of the ttl."""
+        ttl = self._config.lease_ttl
+        let_go = False
+        while True:
+            await asyncio.sleep(min(DOUBT_INTERVAL, ttl / 20))
+            age = self._vitals.beat_age()
+            if age < ttl / 2:
+                self._claimer.go_on("no beat arrives")
+                let_go = False
+                continue
+            self._claimer.hold("no beat arrives")
+            if age > ttl * LET_GO and not let_go:
+                let_go = True
+                log.warning("no beat arrived for long, releasing all jobs", extra={"age": round(age, 1)})
+                for slots in self._slots.values():
+                    for job in slots.take_back():
+                        self._put(Attempt(job.id, job.lease, "released", None, None))
+                self._executor.interrupt()
 
     def _fail(self, error: BaseException) -> None:
         """Stop because something broke; the exit code says so."""
@@ -348,43 +467,34 @@ class Service:
 
     # -- drain and close
 
-    async def _drain(self) -> None:
-        """Claim no more, give back what has not started, let the rest finish; at the deadline release it."""
-        if not hasattr(self, "_tasks"):
-            return
+    async def _drain(self) -> bool:
+        """Claim no more and end what runs; tells whether all of it has ended."""
+        if not self._tasks:
+            return True
+        timeout = 0.0 if self._failure is not None else self._config.drain_timeout
         self._vitals.draining = True
+        self._vitals.leave_by = time.monotonic() + timeout + CANCEL_GRACE + ACK_GRACE + LAST_WORDS
         self._metrics.draining.set(1)
         self._claimer.stop()
-        deadline = self._loop.time() + (self._config.drain_timeout if self._failure is None else 0.0)
-        await self._within(asyncio.shield(self._tasks["claimer"]), 2.0)
-        self._release_hand()
-        settled = asyncio.ensure_future(self._slots_settled())
-        hurry = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait(
-            {settled, hurry}, timeout=max(deadline - self._loop.time(), 0.0), return_when=asyncio.FIRST_COMPLETED
+        # The claim that is on its way must be known before the hand is given back.
+        await self._within(asyncio.shield(self._tasks["claimer"]), LAST_WORDS)
+        drain = Drain(
+            slots=self._slots,
+            executor=self._executor,
+            acker=self._acker,
+            put=self._put,
+            notifier=self._notifier,
+            timeout=timeout,
+            hurry=self._hurry,
         )
-        hurry.cancel()
-        if not settled.done():
-            log.warning("drain deadline, releasing", extra={"jobs": sorted(self._executor.running)})
-        for slots in self._slots.values():
-            slots.cancel()
-        await self._within(settled, CANCEL_GRACE)
-        await self._within(self._acker.settled(), ACK_GRACE)
-
-    async def _slots_settled(self) -> None:
-        for slots in self._slots.values():
-            await slots.settled()
-
-    def _release_hand(self) -> None:
-        for slots in self._slots.values():
-            for job in slots.take_back():
-                self._acker.put(Attempt(job.id, job.lease, "released", None, None))
+        return await drain.run()
 
     async def _close(self) -> None:
-        tasks = list(getattr(self, "_tasks", {}).values())
-        for task in tasks:
+        for slots in self._slots.values():
+            slots.cancel()
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if self._vitals.worker:
             await self._within(self._store.leave(self._vitals.worker), 2.0)
         await self._lifeline.stop()

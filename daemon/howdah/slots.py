@@ -126,6 +126,23 @@ class QueueSlots:
         self._note_idle()
         return jobs
 
+    def take_out(self, job_id: int) -> Job[Any] | None:
+        """Take one job out of hand, if it is there and has not started."""
+        for job in self.hand:
+            if job.id == job_id:
+                self.hand.remove(job)
+                self._note_end(job)
+                self._note_idle()
+                return job
+        return None
+
+    def resize(self, size: int) -> None:
+        """Have another number of slots from now on; what runs above it ends in its own time."""
+        self.size = size
+        if self.hand:
+            self._wake_one()
+        self._on_room(self.queue)
+
     async def settled(self) -> None:
         """Wait until nothing runs and nothing is in hand."""
         await self._idle.wait()

@@ -41,6 +41,14 @@ class Claim:
     newest: int
 
 
+class Beat(NamedTuple):
+    """What a beat tells: whether upkeep is this worker's, whether suspects wait, and whether there are signals."""
+
+    leads: bool
+    suspects: bool
+    signals: bool
+
+
 class Store:
     """The daemon's statements over one connection."""
 
@@ -120,6 +128,10 @@ class Store:
         ids, leases, progress = zip(*jobs, strict=True)
         return {row[0] for row in await self._line.fetch(SQL["report"], ids, leases, progress)}
 
+    async def apply_signals(self) -> list[tuple[int, str | None, str | None]]:
+        """Cancel queued jobs that somebody wants cancelled; gives (id, by, reason) of the running ones."""
+        return [(row[0], row[1], row[2]) for row in await self._line.fetch(SQL["apply_signals"])]
+
     # -- upkeep
 
     async def promote(self, count: int) -> tuple[int, float | None]:
@@ -164,10 +176,10 @@ class Store:
         """Make the worker's row; gives its id."""
         return int((await self._line.fetch(SQL["enter"], name, version, ttl, queues, kinds))[0][0])
 
-    async def beat(self, worker: int) -> tuple[bool, bool] | None:
-        """Say that the worker lives; gives (leads, suspects wait), or None when it has been taken for dead."""
+    async def beat(self, worker: int) -> Beat | None:
+        """Say that the worker lives; None: it has been taken for dead."""
         rows = await self._line.fetch(SQL["beat"], worker)
-        return (rows[0][0], rows[0][1]) if rows else None
+        return Beat(*rows[0]) if rows else None
 
     async def say_draining(self, worker: int) -> None:
         """Say that the worker claims no more."""
@@ -215,6 +227,7 @@ def _job(row: Any, lease: int) -> Job[Any]:
     job.created_at = row[12]
     job.lease = lease
     job.cancelled = False
+    job.abandoned = False
     job.timed_out = False
     job.told_start = False
     job.task = None

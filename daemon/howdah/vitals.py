@@ -15,6 +15,8 @@ class Vitals:
     draining: bool = False
     working: bool = False
     worker: int = 0
+    #: The moment at which the process must be gone, whatever its handlers do.
+    leave_by: float | None = None
     #: Written by the lifeline.
     last_beat: float = field(default_factory=time.monotonic)
     listening: bool = False

@@ -164,7 +164,7 @@ begin
   if created or on_conflict = 'replace' then
     if due is null then
       perform howdah.wake(queue);
-    elsif not exists (select from howdah.jobs j where j.due_at < due) then
+    elsif due <= (select min(j.due_at) from howdah.jobs j) then    -- min() has one plan; exists() may read the whole table
       perform pg_notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
     end if;
   end if;
@@ -271,7 +271,7 @@ begin
   end if;
   if problem[2] is not null then perform howdah.refuse(problem); end if;
 
-  if not exists (select from howdah.events e where e.due_at <= due) then
+  if due < coalesce((select min(e.due_at) from howdah.events e), 'infinity') then
     perform pg_notify('howdah_control', 'due');
   end if;
   insert into howdah.events (due_at, priority, kind, key, queue, subject, payload)

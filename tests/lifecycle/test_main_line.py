@@ -6,11 +6,15 @@ import socket
 from typing import TYPE_CHECKING
 
 from support.eventually import aeventually
+from support.facts import end_of, is_empty, sleeps
 from support.jobs import enqueue, enqueue_many, status
+from support.proxy import proxied
 
 if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
+    from support.cluster import Database
+    from support.daemon import Daemon
 
 #: A poll interval at which only a wake, or the engine's own knowledge, can explain a prompt start.
 NEVER = 60
@@ -36,8 +40,7 @@ async def test_a_job_enqueued_by_plain_sql_is_run_and_its_history_tells_everythi
     job = row["id"]
     assert row["created"]
 
-    await aeventually(lambda: has_ended(connection, job))
-    ended = await status(connection, job)
+    ended = await end_of(connection, job)
     assert ended["state"] == "completed"
     assert ended["result"] == {
         "greeting": "Hello Ada",
@@ -63,7 +66,7 @@ async def test_a_wake_starts_a_job_at_once_however_rare_the_polls(
     waits = []
     for _ in range(10):
         job = await enqueue(connection)
-        await aeventually(lambda job=job: has_ended(connection, job))
+        await end_of(connection, job)
         waits.append(await wait_of(connection, job))
     # The first may come while the daemon has not yet said that it sleeps.
     assert max(waits) < PROMPT
@@ -78,10 +81,10 @@ async def test_a_daemon_that_idles_is_woken_when_an_open_transaction_commits(
     transaction = connection.transaction()
     await transaction.start()
     job = await enqueue(connection)
-    polls = await worker.metric("howdah_polls_total")
-    await aeventually(lambda: worker_polls_rarely(worker, polls))
+    wakes = await worker.metric("howdah_wakes_total")
     await transaction.commit()
-    await aeventually(lambda: has_ended(connection, job), timeout=PROMPT)
+    await end_of(connection, job, timeout=PROMPT)
+    assert await worker.metric("howdah_wakes_total") > wakes
 
 
 async def test_many_jobs_in_one_call_are_all_run_once(daemon: StartDaemon, connection: asyncpg.Connection) -> None:
@@ -107,43 +110,43 @@ async def test_where_listen_is_impossible_jobs_are_found_by_polling(
         )
         for _ in range(3):
             job = await enqueue(connection)
-            await aeventually(lambda job=job: has_ended(connection, job), timeout=PROMPT)
+            await end_of(connection, job, timeout=PROMPT)
         assert await worker.metric("howdah_listener_up") == 0
         assert await worker.metric("howdah_polls_total") > 0
         assert await worker.metric("howdah_wakes_total") == 0
-        await aeventually(lambda: worker.log_events("hears no wakes, jobs are found by polling"))
+        assert any(line["connection"] == "listen" for line in worker.log_events("database is away, waiting"))
 
 
-async def test_a_listener_whose_connection_is_cut_comes_back_and_no_job_waits_for_it(
+async def test_a_listener_that_is_cut_off_comes_back_and_no_job_waits_for_it(
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+) -> None:
+    async with proxied(database.url) as wire:
+        worker = await daemon(listen_database_url=wire.url, poll_interval=NEVER)
+        await aeventually(lambda: listener_is(worker, 1))
+        await aeventually(lambda: sleeps(connection))
+        wire.refusing = True
+        wire.cut()
+        await aeventually(lambda: listener_is(worker, 0))
+        await end_of(connection, await enqueue(connection), timeout=PROMPT)
+
+        wire.refusing = False
+        await aeventually(lambda: listener_is(worker, 1))
+        assert len(worker.log_events("hears no wakes, jobs are found by polling")) == 1
+        assert len(worker.log_events("hears wakes again")) == 1
+
+
+async def test_a_terminated_listener_is_replaced_and_hears_wakes(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:
     worker = await daemon(poll_interval=NEVER)
     await aeventually(lambda: listener_is(worker, 1))
-    await aeventually(lambda: sleeps(connection))
-    # So long as nobody may connect, the listener stays away.
-    name = await connection.fetchval("select current_database()")
-    await connection.execute(f'alter database "{name}" with allow_connections false')
     await cut_listener(connection)
-    await aeventually(lambda: listener_is(worker, 0))
-    job = await enqueue(connection)
-    await aeventually(lambda: has_ended(connection, job), timeout=PROMPT)
-
-    await connection.execute(f'alter database "{name}" with allow_connections true')
-    await aeventually(lambda: listener_is(worker, 1))
-    assert len(worker.log_events("hears no wakes, jobs are found by polling")) == 1
-    assert len(worker.log_events("hears wakes again")) == 1
+    await aeventually(lambda: worker.log_events("hears wakes again"))
+    assert await worker.metric('howdah_reconnects_total{connection="listen"}') == 1
     wakes = await worker.metric("howdah_wakes_total")
     await aeventually(lambda: sleeps(connection))
     await enqueue(connection)
     await aeventually(lambda: has_been_woken(worker, wakes), timeout=PROMPT)
-
-
-async def has_ended(connection: asyncpg.Connection, job: int) -> bool:
-    return await connection.fetchval("select exists (select from howdah.job_history where id = $1)", job)
-
-
-async def is_empty(connection: asyncpg.Connection) -> bool:
-    return not await connection.fetchval("select exists (select from howdah.jobs)")
 
 
 async def wait_of(connection: asyncpg.Connection, job: int) -> float:
@@ -151,20 +154,12 @@ async def wait_of(connection: asyncpg.Connection, job: int) -> float:
     return (row["started_at"] - row["created_at"]).total_seconds()
 
 
-async def sleeps(connection: asyncpg.Connection) -> bool:
-    return await connection.fetchval("select bool_and(sleeps) from howdah.workers")
-
-
-async def listener_is(worker: object, value: float) -> bool:
+async def listener_is(worker: Daemon, value: float) -> bool:
     return await worker.metric("howdah_listener_up") == value
 
 
-async def has_been_woken(worker: object, before: float) -> bool:
+async def has_been_woken(worker: Daemon, before: float) -> bool:
     return await worker.metric("howdah_wakes_total") > before
-
-
-async def worker_polls_rarely(worker: object, before: float) -> bool:
-    return await worker.metric("howdah_polls_total") > before + 12
 
 
 async def cut_listener(connection: asyncpg.Connection) -> None:

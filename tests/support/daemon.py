@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -17,6 +17,7 @@ from support.eventually import aeventually
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     Json = dict[str, Any]
 
@@ -165,10 +166,8 @@ class Daemon:
 
     def reap(self) -> None:
         """End it and its children, whatever state they are in."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
 
@@ -183,9 +182,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return inherited | defaults | variables
 
 
-def howdah(
-    *arguments: str, folder: Path, timeout: float = 30, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def howdah(*arguments: str, folder: Path, timeout: float = 30, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command `howdah` to its end, in a folder, with nothing but these variables set."""
     return subprocess.run(
         [sys.executable, "-m", "howdah", *arguments],

@@ -1,0 +1,103 @@
+"""The end of a worker's life: claim no more, let what runs finish, release the rest, leave nothing half said."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from howdah.job import Attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from howdah.acker import Acker
+    from howdah.executor import Executor
+    from howdah.slots import QueueSlots
+    from howdah.systemd import Notifier
+
+log = logging.getLogger("howdah.drain")
+
+#: What a cancelled handler gets to clean up, and the last acks to be written, in seconds.
+CANCEL_GRACE, ACK_GRACE = 3.0, 5.0
+#: Between status lines.
+STATUS_INTERVAL = 1.0
+
+
+class Drain:
+    """One drain. Heartbeats, cancels and acks go on all the while."""
+
+    def __init__(
+        self,
+        *,
+        slots: Mapping[str, QueueSlots],
+        executor: Executor,
+        acker: Acker,
+        put: Callable[[Attempt], None],
+        notifier: Notifier,
+        timeout: float,
+        hurry: asyncio.Event,
+    ) -> None:
+        self._slots = slots
+        self._executor = executor
+        self._acker = acker
+        self._put = put
+        self._notifier = notifier
+        self._timeout = timeout
+        self._hurry = hurry
+
+    async def run(self) -> bool:
+        """Drain; tells whether every handler has ended.
+
+        One that has not swallows its cancellation: its job is released all the same, and only the end of the process stops it.
+        """
+        deadline = monotonic() + self._timeout
+        self._notifier.stopping(self._timeout + CANCEL_GRACE + ACK_GRACE)
+        self.release_hand()
+        settled = asyncio.ensure_future(self._settled())
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        try:
+            await self._wait_for_running({settled, hurry}, deadline)
+            if not settled.done():
+                await self._cancel_running(settled)
+            await self._written()
+            return settled.done()
+        finally:
+            hurry.cancel()
+            settled.cancel()
+
+    def release_hand(self) -> None:
+        """Give back what has not started."""
+        for slots in self._slots.values():
+            for job in slots.take_back():
+                self._put(Attempt(job.id, job.lease, "released", None, None))
+
+    async def _settled(self) -> None:
+        for slots in self._slots.values():
+            await slots.settled()
+
+    async def _wait_for_running(self, ends: set[asyncio.Future[Any]], deadline: float) -> None:
+        while (left := deadline - monotonic()) > 0:
+            running = sum(slots.running for slots in self._slots.values())
+            self._notifier.status(f"draining {running} jobs, {left:.0f} s left")
+            done, _ = await asyncio.wait(ends, timeout=min(left, STATUS_INTERVAL), return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return
+
+    async def _cancel_running(self, settled: asyncio.Future[None]) -> None:
+        """Cancel what runs; its attempts are released, not counted."""
+        log.warning("drain deadline, releasing", extra={"jobs": sorted(self._executor.running)})
+        self._notifier.status("cancelling what still runs")
+        self._executor.interrupt()
+        await asyncio.wait({settled}, timeout=CANCEL_GRACE)
+        for job in self._executor.abandon():
+            log.error("the handler swallows its cancellation", extra={"job": job.id, "kind": job.kind})
+            self._put(Attempt(job.id, job.lease, "released", None, None))
+
+    async def _written(self) -> None:
+        try:
+            async with asyncio.timeout(ACK_GRACE):
+                await self._acker.settled()
+        except TimeoutError:
+            log.warning("left acks behind, others will rescue the jobs", extra={"jobs": self._acker.backlog})

@@ -1,0 +1,180 @@
+"""The posts part's jobs, run by real daemons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import pytest
+from support.daemon import Daemon
+from support.eventually import aeventually
+from support.jobs import enqueue, enqueue_coalesced, refused, status
+
+from howdah.migrate import migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    import asyncpg
+    from support.cluster import Database
+
+    Connect = Callable[[], Awaitable[asyncpg.Connection]]
+    StartDaemon = Callable[[], Awaitable[Daemon]]
+
+REPOSITORY = Path(__file__).parents[2]
+# A test's daemon has a handlers module of its own in its folder; this one opens into the application's.
+HANDLERS = f"""
+__path__ = [{str(REPOSITORY / "handlers")!r}]
+import handlers.posts
+"""
+
+
+@pytest.fixture
+async def app(connection: asyncpg.Connection) -> asyncpg.Connection:
+    await migrate(connection, source="app", folder=REPOSITORY / "sql" / "app")
+    await connection.execute("update app.settings set like_sync_delay = '50 ms'")
+    return connection
+
+
+@pytest.fixture
+def daemon(database: Database, tmp_path: Path) -> Iterator[StartDaemon]:
+    daemons: list[Daemon] = []
+
+    async def start() -> Daemon:
+        folder = tmp_path / f"daemon{len(daemons)}"
+        daemons.append(Daemon(folder, url=database.url, handlers=HANDLERS, environment={"HOWDAH_LEASE_TTL": "2"}))
+        return await daemons[-1].ready()
+
+    yield start
+    for one in daemons:
+        one.reap()
+
+
+async def test_a_like_committed_after_the_job_of_an_earlier_one_has_run_leads_to_another_count(
+    app: asyncpg.Connection, connect: Connect, daemon: StartDaemon
+) -> None:
+    await daemon()
+    post, late = await new_post(app), await connect()
+    await toggle(app, post)
+    await late.execute("begin")
+    await toggle(late, post)
+    await aeventually(lambda: likes(app, post, 1))
+    await aeventually(lambda: idle(app))
+    await late.execute("commit")
+    await aeventually(lambda: likes(app, post, 2))
+    await aeventually(lambda: idle(app))
+    assert await app.fetchval("select count(*) from app.like_drift") == 0
+    # One count for the likes that were there, one for the late one.
+    assert await app.fetchval("select count(*) from howdah.job_status where kind = 'sync_like_count'") == 2
+
+
+async def test_a_count_that_died_with_its_worker_is_made_by_another(
+    app: asyncpg.Connection, connect: Connect, daemon: StartDaemon
+) -> None:
+    post, editor = await new_post(app), await connect()
+    first = await daemon()
+    await editor.execute("begin")
+    await editor.execute("update app.posts set image_url = 'https://example.org/1.png' where id = $1", post)
+    await toggle(app, post)
+    await aeventually(lambda: app.fetchval("select count(*) from howdah.jobs where leased_by = $1", first.worker))
+    first.kill()
+    await editor.execute("commit")
+    second = await daemon()
+    await aeventually(lambda: idle(app))
+    assert await likes(app, post, 1)
+    job = await app.fetchrow("select worker, attempt, state from howdah.job_status")
+    assert tuple(job) == (second.worker, 1, "completed")
+    assert await second.metric("howdah_rescued_total") == 1
+
+
+async def test_a_count_of_a_post_that_is_gone_says_so_and_is_no_failure(
+    app: asyncpg.Connection, daemon: StartDaemon
+) -> None:
+    await daemon()
+    job = await ended(app, await enqueue(app, "sync_like_count", {"post_id": str(uuid4())}))
+    assert (job["state"], job["result"], job["errors"]) == ("completed", {"likes": None}, None)
+
+
+async def test_a_count_without_its_post_is_refused_at_enqueue(app: asyncpg.Connection, daemon: StartDaemon) -> None:
+    await daemon()
+    with refused("JB003", naming="post_id"):
+        await enqueue(app, "sync_like_count", {})
+    with refused("JB003", naming="post_id"):
+        await enqueue_coalesced(app, "sync_like_count", {})
+
+
+async def test_the_repair_corrects_all_counts_and_tells_how_far_it_is(
+    app: asyncpg.Connection, daemon: StartDaemon
+) -> None:
+    await app.execute("insert into app.posts (likes) select place % 2 from generate_series(1, 1200) place")
+    await daemon()
+    job = await ended(app, await enqueue(app, "resync_like_counts"))
+    assert (job["state"], job["result"]) == ("completed", {"checked": 1200, "repaired": 600})
+    assert job["progress"] == {"checked": 1200, "repaired": 600, "total": 1200}
+    assert await app.fetchval("select count(*) from app.like_drift") == 0
+
+
+async def test_the_ranking_covers_as_many_posts_as_it_is_told(app: asyncpg.Connection, daemon: StartDaemon) -> None:
+    await app.execute("insert into app.posts select from generate_series(1, 5)")
+    await daemon()
+    job = await ended(app, await enqueue(app, "recompute_rankings", {"limit": 3}))
+    assert (job["state"], job["result"]) == ("completed", {"changed": 3})
+    job = await ended(app, await enqueue(app, "recompute_rankings"))
+    assert job["state"] == "completed"
+    assert await app.fetchval("select count(*) from app.posts where rank > 0") == 5
+
+
+async def test_the_cleanup_deletes_what_expired_long_enough_ago_and_tells_how_much(
+    app: asyncpg.Connection, daemon: StartDaemon
+) -> None:
+    await app.execute(
+        "insert into app.sessions (expires_at) select now() - make_interval(days => n) from generate_series(0, 9) n"
+    )
+    await app.execute(
+        "insert into app.post_images (variant, width, height, bytes, format, url)"
+        " select 'full', 1, 1, 1, 'webp', 'file:///x' from generate_series(1, 700)"
+    )
+    await daemon()
+    job = await ended(app, await enqueue(app, "cleanup_expired", {"older_than_days": 5}))
+    assert (job["state"], job["result"]) == ("completed", {"sessions": 5, "images": 700})
+    assert job["progress"] == {"sessions": 5, "images": 700}
+    assert await app.fetchval("select count(*) from app.sessions") == 5
+
+
+# -- words for the above ----------------------------------------------------------------------------------------------
+
+
+async def new_post(connection: asyncpg.Connection) -> UUID:
+    post: UUID = await connection.fetchval("insert into app.posts default values returning id")
+    return post
+
+
+async def toggle(connection: asyncpg.Connection, post: UUID) -> None:
+    """Like a post in a session of its own."""
+    session = await connection.fetchval("insert into app.sessions default values returning id")
+    await connection.execute("select app.toggle_like($1, $2)", post, session)
+
+
+async def likes(connection: asyncpg.Connection, post: UUID, expected: int) -> bool:
+    stored: int = await connection.fetchval("select likes from app.posts where id = $1", post)
+    return stored == expected
+
+
+async def idle(connection: asyncpg.Connection) -> bool:
+    left: int = await connection.fetchval(
+        "select (select count(*) from howdah.events) + (select count(*) from howdah.jobs)"
+    )
+    return left == 0
+
+
+async def ended(connection: asyncpg.Connection, job: int) -> asyncpg.Record:
+    """Wait for the end of a job, and give what it left."""
+
+    async def final() -> asyncpg.Record | None:
+        row = await status(connection, job)
+        return row if row["state"] in {"completed", "dead", "cancelled"} else None
+
+    row = await aeventually(final)
+    assert row is not None
+    return row
