@@ -100,11 +100,14 @@ class Executor:
         if job.task is not None and handler is not None and handler.runs_in != "thread":
             job.task.cancel()
 
-    def interrupt(self) -> None:
-        """Cancel everything that runs; the attempts are released."""
-        for job in self.running.values():
+    def interrupt(self) -> list[int]:
+        """Cancel everything that runs, once; the attempts are released. Gives the ids of those that had not been told."""
+        told = [job for job in self.running.values() if not job.interrupted and job.task is not None]
+        for job in told:
+            job.interrupted = True
             if job.task is not None:
                 job.task.cancel()
+        return [job.id for job in told]
 
     def abandon(self) -> list[Job[Any]]:
         """Give up on what still runs: whatever it says from now on is not written."""

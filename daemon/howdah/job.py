@@ -84,6 +84,7 @@ class Job(Generic[P]):
         "headers",
         "id",
         "in_hand_since",
+        "interrupted",
         "kind",
         "lease",
         "max_attempts",
@@ -131,6 +132,7 @@ class Job(Generic[P]):
     started: float
     told_start: bool
     timed_out: bool
+    interrupted: bool
     cancel_by: str | None
     cancel_reason: str | None
     # Released while its handler still ran: whatever the handler says later is nobody's.

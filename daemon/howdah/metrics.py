@@ -84,6 +84,16 @@ class Metrics:
             __version__
         ).set(1)
 
+    def count_finished(self) -> tuple[int, int]:
+        """Give the attempts that ended, released ones left out, and how many of them ended their job as dead."""
+        processed = dead = 0
+        for family in self.finished.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total") and sample.labels["outcome"] != "released":
+                    processed += int(sample.value)
+                    dead += int(sample.value) if sample.labels["outcome"] == "dead" else 0
+        return processed, dead
+
     def exposition(self) -> bytes:
         """Give the text that Prometheus scrapes."""
         return generate_latest(self.registry)

@@ -228,6 +228,7 @@ def _job(row: Any, lease: int) -> Job[Any]:
     job.lease = lease
     job.cancelled = False
     job.abandoned = False
+    job.interrupted = False
     job.timed_out = False
     job.told_start = False
     job.task = None

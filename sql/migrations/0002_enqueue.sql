@@ -103,7 +103,7 @@ create function howdah.enqueue(kind text, payload jsonb default '{}', queue text
   unique_key text default null, on_conflict text default 'skip', subject text default null, depends_on bigint[] default null,
   batch bigint default null, limits text[] default null, fifo_key text default null, expires_at timestamptz default null,
   headers jsonb default null, out id bigint, out created boolean)
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   problem text[];
@@ -164,7 +164,7 @@ begin
   if created or on_conflict = 'replace' then
     if due is null then
       perform howdah.wake(queue);
-    elsif due <= (select min(j.due_at) from howdah.jobs j) then    -- min() has one plan; exists() may read the whole table
+    elsif due <= (select min(j.due_at) from howdah.jobs j) then    -- min() goes by the index; exists() would read the table
       perform pg_notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
     end if;
   end if;
@@ -250,7 +250,7 @@ end $$;
 -- most one run per key and delay. Callers never wait for one another: this only appends.
 create function howdah.enqueue_coalesced(kind text, payload jsonb default '{}', key text default '', delay interval default '0',
   queue text default null, priority int default null, subject text default null)
-returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   problem text[];

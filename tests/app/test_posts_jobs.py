@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -66,7 +67,23 @@ async def test_a_like_committed_after_the_job_of_an_earlier_one_has_run_leads_to
     await aeventually(lambda: idle(app))
     assert await app.fetchval("select count(*) from app.like_drift") == 0
     # One count for the likes that were there, one for the late one.
-    assert await app.fetchval("select count(*) from howdah.job_status where kind = 'sync_like_count'") == 2
+    assert await counts(app) == 2
+
+
+async def test_a_steady_stream_of_likes_is_counted_once_per_delay_while_it_lasts(
+    app: asyncpg.Connection, daemon: StartDaemon
+) -> None:
+    await app.execute("update app.settings set like_sync_delay = '200 ms'")
+    await daemon()
+    post, likes_given = await new_post(app), 0
+    began = monotonic()
+    while await counts(app) < 5 and monotonic() < began + 20:
+        await toggle(app, post)
+        likes_given += 1
+    most = (monotonic() - began) / 0.2 + 1
+    await aeventually(lambda: idle(app))
+    assert 5 <= await counts(app) <= most + 1  # and one for the likes after the last
+    assert await likes(app, post, likes_given)
 
 
 async def test_a_count_that_died_with_its_worker_is_made_by_another(
@@ -159,6 +176,14 @@ async def toggle(connection: asyncpg.Connection, post: UUID) -> None:
 async def likes(connection: asyncpg.Connection, post: UUID, expected: int) -> bool:
     stored: int = await connection.fetchval("select likes from app.posts where id = $1", post)
     return stored == expected
+
+
+async def counts(connection: asyncpg.Connection) -> int:
+    """Tell how many counts have been made."""
+    made: int = await connection.fetchval(
+        "select count(*) from howdah.job_status where kind = 'sync_like_count' and state = 'completed'"
+    )
+    return made
 
 
 async def idle(connection: asyncpg.Connection) -> bool:

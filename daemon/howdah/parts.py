@@ -1,0 +1,210 @@
+"""The parts of a worker, made and joined: who knows whom is decided here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from howdah.acker import Acker
+from howdah.canceller import Canceller
+from howdah.claimer import Claimer
+from howdah.database import Line
+from howdah.endpoint import Endpoint
+from howdah.errors import ConfigError
+from howdah.executor import Executor
+from howdah.heartbeat import Heartbeat
+from howdah.lifeline import Lifeline
+from howdah.listener import Listener
+from howdah.maintenance import Maintenance
+from howdah.metrics import Metrics
+from howdah.pool import HandlerPool
+from howdah.processes import Processes
+from howdah.reporter import Reporter
+from howdah.slots import Cap, QueueSlots, RunTimes
+from howdah.standing import Standing
+from howdah.store import Store
+from howdah.systemd import Notifier
+from howdah.vitals import Vitals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from howdah.config import Config
+    from howdah.job import Attempt
+    from howdah.registry import Registry
+
+log = logging.getLogger("howdah.parts")
+
+
+class Parts:
+    """One worker's parts. The main loop's are made at once, the lifeline's on its own loop when it starts."""
+
+    def __init__(self, config: Config, registry: Registry, *, on_failure: Callable[[BaseException], None]) -> None:
+        if config.database_url is None:
+            raise ConfigError("HOWDAH_DATABASE_URL", "is not set: where are the jobs?")
+        self._config = config
+        self._url: str = config.database_url
+        self._loop = asyncio.get_running_loop()
+        self._lines = {name: self._line(name, raw_json=name == "claim") for name in ("claim", "ack", "spare")}
+        self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
+        self._processes = Processes(config.handlers)
+        self._pool = HandlerPool(self._url, config.pool_size)
+        self.metrics = Metrics()
+        self.vitals = Vitals()
+        self.notifier = Notifier()
+        self.claimed = asyncio.Event()
+        self.store = Store(self._lines["spare"])
+        self.acker = Acker(
+            store=Store(self._lines["ack"]),
+            metrics=self.metrics,
+            keep_history=config.history_days > 0,
+            on_relief=lambda: self.claimer.wake(),
+        )
+        self.executor = Executor(
+            registry=registry,
+            metrics=self.metrics,
+            put=self.put,
+            write_start=lambda job: self.reporter.write_start(job),
+            connection=self._pool.lend,
+            threads=self._threads,
+            processes=self._processes,
+            resources={},
+            keep_history=config.history_days > 0,
+        )
+        self.reporter = Reporter(store=self.store, executor=self.executor)
+        run_times = RunTimes()
+        cap = Cap(config.concurrency) if config.concurrency is not None else None
+        self.slots = {
+            queue: QueueSlots(
+                queue=queue,
+                size=size,
+                cap=cap,
+                run_times=run_times,
+                execute=self.executor.execute,
+                on_room=lambda name: self.claimer.room(name),
+                metrics=self.metrics,
+            )
+            for queue, size in config.queues.items()
+        }
+        self.claimer = Claimer(
+            store=Store(self._lines["claim"]),
+            slots=self.slots,
+            kinds=registry.kinds,
+            run_times=run_times,
+            worker=lambda: self.vitals.worker,
+            is_full=lambda: self.acker.full,
+            is_deaf=lambda: not self.vitals.listening,
+            claimed_once=self.claimed,
+            metrics=self.metrics,
+            poll_interval=config.poll_interval,
+        )
+        self.canceller = Canceller(
+            store=self.store, executor=self.executor, slots=self.slots, put=self.put, vitals=self.vitals
+        )
+        self.maintenance = Maintenance(
+            store=self.store,
+            vitals=self.vitals,
+            metrics=self.metrics,
+            ttl=config.lease_ttl,
+            history_days=config.history_days,
+            on_ready=self.claimer.wake,
+            on_suspects=self.claimer.suspects_wait,
+        )
+        self.standing = Standing(
+            store=self.store,
+            vitals=self.vitals,
+            claimer=self.claimer,
+            executor=self.executor,
+            slots=self.slots,
+            put=self.put,
+            ttl=config.lease_ttl,
+            kinds=registry.kinds,
+        )
+        self.lifeline = Lifeline(
+            build=self._build_lifeline,
+            close=self._close_lifeline,
+            vitals=self.vitals,
+            notifier=self.notifier,
+            hang_timeout=config.hang_timeout,
+            on_failure=lambda error: self._tell(on_failure, error),
+        )
+
+    def put(self, attempt: Attempt) -> None:
+        """Hand an outcome to the acker, and set the alarm for what comes back later."""
+        self.acker.put(attempt)
+        if attempt.delay is not None:
+            self.maintenance.due(attempt.delay)
+
+    async def close(self) -> None:
+        """Hang up all connections and end threads and processes."""
+        for slots in self.slots.values():
+            slots.cancel()
+        await self.lifeline.stop()
+        await self._pool.close()
+        for line in self._lines.values():
+            await line.close()
+        await asyncio.to_thread(self._processes.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- the lifeline's
+
+    async def _build_lifeline(self) -> list[Callable[[], Awaitable[None]]]:
+        config = self._config
+        self._side_lines = {name: self._line(name) for name in ("beat", "ask")}
+        self._side_lines["listen"] = self._line("listen", url=config.listen_database_url)
+        heartbeat = Heartbeat(
+            store=Store(self._side_lines["beat"]),
+            vitals=self.vitals,
+            metrics=self.metrics,
+            ttl=config.lease_ttl,
+            on_suspects=lambda: self._tell(self.claimer.suspects_wait),
+            on_signals=lambda: self._tell(self.canceller.look),
+            on_taken_for_dead=lambda worker: self._tell(self.standing.taken_for_dead, worker),
+        )
+        listener = Listener(
+            line=self._side_lines["listen"],
+            vitals=self.vitals,
+            metrics=self.metrics,
+            queues=frozenset(config.queues),
+            on_wake=lambda: self._tell(self.claimer.wake),
+            on_control=lambda word: self._tell(self._obey, word),
+        )
+        self.endpoint = Endpoint(
+            host=config.http_host,
+            port=config.http_port,
+            admin_token=config.admin_token,
+            store=Store(self._side_lines["ask"]),
+            vitals=self.vitals,
+            metrics=self.metrics,
+            ttl=config.lease_ttl,
+            hang_timeout=config.hang_timeout,
+        )
+        await self.endpoint.open()
+        return [heartbeat.run, listener.run, self.endpoint.run]
+
+    async def _close_lifeline(self) -> None:
+        for line in self._side_lines.values():
+            await line.close()
+
+    def _tell(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Make a call on the main loop, from the lifeline's thread."""
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:  # the main loop is closed: nobody is left to tell
+            log.debug("a word from the lifeline came too late")
+
+    def _obey(self, word: str) -> None:
+        """Do what the control channel says."""
+        match word:
+            case "due":
+                self.maintenance.due()
+            case "suspects":
+                self.claimer.suspects_wait()
+            case "cancel":
+                self.canceller.look()
+
+    def _line(self, name: str, *, url: str | None = None, raw_json: bool = False) -> Line:
+        count = lambda line: self.metrics.reconnects.labels(line).inc()  # noqa: E731  # a name for what is handed on
+        return Line(name, url or self._url, raw_json=raw_json, on_reconnect=count)

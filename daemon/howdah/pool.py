@@ -1,0 +1,53 @@
+"""The handlers' connections: a pool of their own, so that no handler can keep the engine from the database."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, cast
+
+import asyncpg
+
+from howdah.database import set_codecs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class HandlerPool:
+    """Lends connections; the first borrower opens the pool, and connections are made as they are needed."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self._url = url
+        self._size = size
+        self._pool: asyncpg.Pool | None = None
+        self._opening = asyncio.Lock()
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lend a connection for the length of a `with`; what it leaves open is undone when it comes back."""
+        pool = self._pool or await self._open()
+        async with pool.acquire() as connection:
+            yield cast("asyncpg.Connection", connection)  # the pool's proxy is one in all but its type
+
+    async def close(self) -> None:
+        """Hang up, politely where that is possible."""
+        if self._pool is None:
+            return
+        try:
+            async with asyncio.timeout(2):
+                await self._pool.close()
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._pool.terminate()
+
+    async def _open(self) -> asyncpg.Pool:
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._url,
+                    min_size=0,
+                    max_size=self._size,
+                    init=set_codecs,
+                    server_settings={"application_name": "howdah handler"},
+                )
+            return self._pool

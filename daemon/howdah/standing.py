@@ -1,0 +1,127 @@
+"""The worker's standing with the others: it enters, doubts itself when its beats do not arrive, and enters again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from howdah.errors import DatabaseUnavailableError, SchemaError
+from howdah.job import Attempt
+from howdah.queries import sql_folder
+from howdah.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from howdah.claimer import Claimer
+    from howdah.executor import Executor
+    from howdah.slots import QueueSlots
+    from howdah.store import Store
+    from howdah.vitals import Vitals
+
+log = logging.getLogger("howdah.standing")
+
+#: How often the worker asks itself whether its beats still arrive, in seconds, and at most in parts of the ttl.
+DOUBT_INTERVAL, DOUBT_PART = 0.25, 20
+#: Without a beat for these parts of the ttl a worker claims no more, and lets its jobs go: at the whole, others take them.
+HOLD_AT, LET_GO_AT = 1 / 2, 5 / 6
+
+SILENT, DEAD = "no beat arrives", "taken for dead"
+
+
+class Standing:
+    """Decides by this worker's own clock, which only serves to know that it has been silent too long."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        vitals: Vitals,
+        claimer: Claimer,
+        executor: Executor,
+        slots: Mapping[str, QueueSlots],
+        put: Callable[[Attempt], None],
+        ttl: float,
+        kinds: Sequence[str],
+    ) -> None:
+        self._store = store
+        self._vitals = vitals
+        self._claimer = claimer
+        self._executor = executor
+        self._slots = slots
+        self._put = put
+        self._ttl = ttl
+        self._kinds = kinds
+        self._lost = 0
+
+    async def check_schema(self) -> None:
+        """Raise SchemaError unless this release and the database's schema fit."""
+        try:
+            version, oldest = await self._store.schema_check()
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            raise SchemaError("the database has no howdah schema: run howdah migrate") from None
+        newest = len(list((sql_folder() / "migrations").glob("*.sql")))
+        if version < newest:
+            raise SchemaError(f"the schema is at version {version}, this release needs {newest}: run howdah migrate")
+        if _release(__version__) < _release(oldest):
+            raise SchemaError(
+                f"the schema asks for howdah {oldest} or newer, this is {__version__}: install a newer one"
+            )
+
+    async def enter(self) -> None:
+        """Make the worker's row; its id is new for every life."""
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        self._vitals.worker = await self._store.enter(name, __version__, self._ttl, list(self._slots), self._kinds)
+        self._vitals.last_beat = time.monotonic()
+
+    def taken_for_dead(self, worker: int) -> None:
+        """Say that the database has no row of this worker any more. On the main loop."""
+        self._lost = worker
+
+    async def run(self) -> None:
+        """Doubt for as long as the service lives."""
+        while True:
+            await asyncio.sleep(min(DOUBT_INTERVAL, self._ttl / DOUBT_PART))
+            if self._lost and self._lost == self._vitals.worker:
+                await self._enter_again()
+            elif self._vitals.beat_age() < self._ttl * HOLD_AT:
+                self._claimer.go_on(SILENT)
+            else:
+                self._claimer.hold(SILENT)
+                if self._vitals.beat_age() > self._ttl * LET_GO_AT:
+                    self._let_go()
+
+    def _let_go(self) -> None:
+        """Release every job while the leases are still ours: a release is no crash."""
+        running = self._executor.interrupt()
+        waiting = [job for slots in self._slots.values() for job in slots.take_back()]
+        for job in waiting:
+            self._put(Attempt(job.id, job.lease, "released", None, None))
+        if running or waiting:
+            log.warning(
+                "no beat arrived for long, releasing all jobs", extra={"running": running, "in_hand": len(waiting)}
+            )
+
+    async def _enter_again(self) -> None:
+        """Drop everything, since others have it, and begin a new life."""
+        log.warning("taken for dead, entering again", extra={"worker": self._lost})
+        self._claimer.hold(DEAD)
+        self._executor.interrupt()
+        for slots in self._slots.values():
+            slots.take_back()
+        try:
+            await self.enter()
+        except DatabaseUnavailableError as error:
+            log.debug("could not enter", extra={"error": str(error)})
+            return
+        self._claimer.go_on(DEAD)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
