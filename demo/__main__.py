@@ -49,12 +49,15 @@ async def demonstrate(actions: int, seed: int) -> object:
         async with daemons(url, logs, pool, count=2) as (victim, survivor):
             say(f"{actions:,} likes and unlikes, seed {seed}")
             crowd = Crowd(pool, random, actions)
-            liking = asyncio.create_task(crowd.run())
-            await crowd.halfway.wait()
-            held = await kill_while_it_works(victim, pool)
-            say(f"killed {victim.name} (kill -9) with {len(held)} jobs in hand")
-            await liking
+            async with crowd.playing() as play:
+                await crowd.halfway.wait()
+                held = await kill_while_it_works(victim, pool)
+                say(f"killed {victim.name} (kill -9) with {len(held)} jobs in hand")
+                await play
             say("waiting until no job is left")
+            await wait_until_idle(pool, survivor)
+            say("likes in a transaction that stays open until the jobs for earlier likes have run")
+            await crowd.have_the_last_word()
             await wait_until_idle(pool, survivor)
             await find_losses(pool, crowd, victim, held)
             await stop_cleanly(survivor)

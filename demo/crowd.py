@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager, suppress
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from demo.errors import DemoError
+
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
     from random import Random
     from uuid import UUID
 
@@ -15,7 +20,12 @@ if TYPE_CHECKING:
 
 CLICKERS, HOLDERS = 10, 2
 _PATIENCE = 5.0  # seconds that an open transaction waits for the job that it wants to outlive
+_LAST_POSTS, _LAST_PATIENCE = 20, 15.0
 _LOOK = 0.05
+
+
+class _SecondThoughtsError(Exception):
+    """Somebody takes everything back and rolls back."""
 
 
 class Crowd:
@@ -35,24 +45,33 @@ class Crowd:
         self._random = random
         self._actions = actions
         self._posts: list[UUID] = []
+        self._sessions: list[UUID] = []
         self._popularity: list[float] = []
 
-    async def run(self) -> None:
-        """Like and unlike until all actions are committed."""
+    @asynccontextmanager
+    async def playing(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Let them play, and give the task to wait for; nobody plays on after the end."""
+        task = asyncio.create_task(self._play())
         try:
-            await self._run()
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _play(self) -> None:
+        try:
+            self._posts = [
+                row["id"] for row in await self._pool.fetch("select id from app.posts order by created_at, id")
+            ]
+            self._popularity = list(accumulate(1 / place for place in range(1, len(self._posts) + 1)))
+            self._sessions = [row["id"] for row in await self._pool.fetch("select id from app.sessions order by id")]
+            people = CLICKERS + HOLDERS
+            async with asyncio.TaskGroup() as group:
+                for person in range(people):
+                    act = self._click if person < CLICKERS else self._hold
+                    group.create_task(act(self._sessions[person::people]))
         finally:
             self.halfway.set()  # whoever waits for it must not wait for a crowd that has failed
-
-    async def _run(self) -> None:
-        self._posts = [row["id"] for row in await self._pool.fetch("select id from app.posts order by created_at, id")]
-        self._popularity = list(accumulate(1 / place for place in range(1, len(self._posts) + 1)))
-        sessions = [row["id"] for row in await self._pool.fetch("select id from app.sessions order by id")]
-        people = CLICKERS + HOLDERS
-        async with asyncio.TaskGroup() as group:
-            for person in range(people):
-                act = self._click if person < CLICKERS else self._hold
-                group.create_task(act(sessions[person::people]))
 
     async def _click(self, sessions: list[UUID]) -> None:
         """Act at once, mostly on one post, sometimes on a few in one transaction, in whatever order they come."""
@@ -65,36 +84,53 @@ class Crowd:
                 self._write_down(session, liked)
 
     async def _hold(self, sessions: list[UUID]) -> None:
-        """Act in a transaction, and commit only when a job has counted one of its posts from beginning to end."""
+        """Act in a transaction, and end it only when a job has counted one of its posts from beginning to end."""
         async with self._pool.acquire() as connection:
             while self.done < self._actions:
                 session = self._random.choice(sessions)
                 posts = self._some_posts(3)
-                transaction = connection.transaction()
-                await transaction.start()
-                liked = await _toggle(connection, posts, session)
-                self.outlived += await self._outlive_a_job(posts)
-                if self._random.random() < 0.25:
-                    await transaction.rollback()
-                    continue
-                await transaction.commit()
-                self._write_down(session, liked)
-                self.in_open_transactions += len(liked)
+                with suppress(_SecondThoughtsError):
+                    async with connection.transaction():
+                        liked = await _toggle(connection, posts, session)
+                        now = await _clock(connection)
+                        self.outlived += await self._counted(posts, now, at_least=1, patience=_PATIENCE)
+                        if self._random.random() < 0.25:
+                            raise _SecondThoughtsError
+                    self._write_down(session, liked)
+                    self.in_open_transactions += len(liked)
 
-    async def _outlive_a_job(self, posts: list[UUID]) -> bool:
-        """Wait until a job that was claimed from now on has ended; False if the crowd went home before."""
-        now = await self._pool.fetchval("select clock_timestamp()")
-        deadline = asyncio.get_running_loop().time() + _PATIENCE
+    async def have_the_last_word(self) -> None:
+        """Like in an open transaction, and commit when the jobs for earlier likes have run: nothing comes after that.
+
+        Called when nobody else plays and no job is left. While others go on liking, the next count mends what an
+        earlier one has missed; here nobody mends anything.
+        """
+        posts = self._posts[:_LAST_POSTS]
+        early, late = self._sessions[:2]
+        async with self._pool.acquire() as connection:
+            now = await _clock(connection)
+            self._write_down(early, await _toggle(connection, posts, early))
+            async with connection.transaction():
+                liked = await _toggle(connection, posts, late)
+                if not await self._counted(posts, now, at_least=len(posts), patience=_LAST_PATIENCE):
+                    raise DemoError(f"{len(posts)} posts were liked, and not all counted within {_LAST_PATIENCE:g} s")
+            self._write_down(late, liked)
+            self.in_open_transactions += len(liked)
+            self.outlived += 1
+
+    async def _counted(self, posts: list[UUID], since: datetime, *, at_least: int, patience: float) -> bool:
+        """Wait until jobs that were claimed since then have counted so many of the posts; False if it takes too long."""
+        deadline = asyncio.get_running_loop().time() + patience
         while asyncio.get_running_loop().time() < deadline:
-            if await self._pool.fetchval(
-                "select exists (select from howdah.job_history h where h.claimed_at > $1 and h.state = 'completed'"
-                " and h.kind = 'sync_like_count' and h.payload ->> 'post_id' = any ($2::text[]))",
-                now,
+            counted = await self._pool.fetchval(
+                """select count(distinct h.payload ->> 'post_id') from howdah.job_history h
+                   where h.claimed_at > $1 and h.state = 'completed' and h.kind = 'sync_like_count'
+                     and h.payload ->> 'post_id' = any ($2::text[])""",
+                since,
                 [str(post) for post in posts],
-            ):
+            )
+            if counted >= at_least:
                 return True
-            if self.done >= self._actions:
-                return False
             await asyncio.sleep(_LOOK)
         return False
 
@@ -113,3 +149,8 @@ class Crowd:
 
 async def _toggle(connection: PoolConnectionProxy, posts: list[UUID], session: UUID) -> dict[UUID, bool]:
     return {post: await connection.fetchval("select app.toggle_like($1, $2)", post, session) for post in posts}
+
+
+async def _clock(connection: PoolConnectionProxy) -> datetime:
+    now: datetime = await connection.fetchval("select clock_timestamp()")
+    return now

@@ -38,7 +38,7 @@ async def resync_like_counts(job: Job[ResyncLikes]) -> dict[str, int]:
         total = await connection.fetchval("select count(*) from app.posts")
         past = _FIRST
         while True:
-            batch = await connection.fetchrow("select * from app.resync_like_counts_batch($1, $2)", past, _BATCH)
+            [batch] = await connection.fetch("select * from app.resync_like_counts_batch($1, $2)", past, _BATCH)
             if batch["last"] is None:
                 return {"checked": checked, "repaired": repaired}
             past = batch["last"]

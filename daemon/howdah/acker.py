@@ -41,15 +41,16 @@ class Acker:
         self._waiting: list[Attempt] = []
         self._busy: list[Attempt] = []
         self._sent: set[tuple[int, int]] = set()
-        self._writing = 0
+        self._writing: list[Attempt] = []
         self._some = asyncio.Event()
+        self._round = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def backlog(self) -> int:
         """How many outcomes are not written yet."""
-        return len(self._waiting) + len(self._busy) + self._writing
+        return len(self._waiting) + len(self._busy) + len(self._writing)
 
     @property
     def full(self) -> bool:
@@ -65,6 +66,12 @@ class Acker:
     async def settled(self) -> None:
         """Wait until everything that was put is written."""
         await self._idle.wait()
+
+    async def written(self, job_id: int) -> None:
+        """Wait until what was put about one job is written."""
+        while any(attempt.id == job_id for attempt in (*self._waiting, *self._writing, *self._busy)):
+            self._round.clear()
+            await self._round.wait()
 
     async def run(self) -> None:
         """Write batches for as long as the service lives."""
@@ -83,11 +90,11 @@ class Acker:
                 except TimeoutError:
                     pause = min(pause * 2, BUSY_PAUSE[1])
             was_full = self.full
-            batch = self._take()
-            self._writing = len(batch)
+            self._writing = batch = self._take()
             still_busy = await self._write(batch)
-            self._writing = 0
+            self._writing = []
             self._busy.extend(still_busy)
+            self._round.set()
             if len(still_busy) < len(batch):
                 pause = BUSY_PAUSE[0]
             if was_full and not self.full:

@@ -28,6 +28,7 @@ from howdah import logs
 from howdah.config import Config, load_config
 from howdah.database import connected
 from howdah.embedded import EmbeddedPostgres
+from howdah.errors import EmbeddedError
 from howdah.migrate import migrate
 from howdah.registry import Handler, Registry, handler, registry
 from howdah.service import Limits, Service
@@ -44,8 +45,9 @@ SERVER = {
     "max_wal_size": "4GB",
     "synchronous_commit": "on",
     "fsync": "on",
-    "shared_preload_libraries": "pg_stat_statements",
 }
+#: Counts statements; a distribution's PostgreSQL may come without it.
+COUNTING = {"shared_preload_libraries": "pg_stat_statements"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +230,23 @@ def _server(url: str | None) -> Iterator[str]:
         return
     with (
         tempfile.TemporaryDirectory(prefix="howdah-bench-") as folder,
-        EmbeddedPostgres(Path(folder) / "server", settings=SERVER) as server,
+        _started(Path(folder) / "server") as server,
     ):
         yield server.url()
+
+
+@contextmanager
+def _started(folder: Path) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(folder, settings=SERVER | COUNTING)
+    try:
+        server.start()
+    except EmbeddedError:
+        server = EmbeddedPostgres(folder, settings=SERVER)
+        server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def _show(figures: Figures) -> None:

@@ -12,7 +12,7 @@ from howdah.errors import DatabaseUnavailableError
 from howdah.marks import Marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from howdah.job import Job
     from howdah.metrics import Metrics
@@ -57,6 +57,7 @@ class Claimer:
         worker: Callable[[], int],
         is_full: Callable[[], bool],
         is_deaf: Callable[[], bool],
+        written: Callable[[int], Awaitable[None]],
         claimed_once: asyncio.Event,
         metrics: Metrics,
         poll_interval: float,
@@ -68,6 +69,7 @@ class Claimer:
         self._worker = worker
         self._is_full = is_full
         self._is_deaf = is_deaf
+        self._written = written
         self._metrics = metrics
         self._poll_interval = poll_interval
         self._marks: dict[tuple[str, ...], Marks] = {}
@@ -128,6 +130,8 @@ class Claimer:
                     self._lane = asyncio.create_task(self._run_suspects(), name="suspects")
                 plan = self._plan()
                 if plan is None:
+                    # Nothing is planned for want of room, so room is news in every queue.
+                    self._hungry = set(self._slots)
                     await self._stir.wait()
                 elif not await self._claim(plan):
                     await self._rest()
@@ -246,6 +250,8 @@ class Claimer:
                 job.in_hand_since = monotonic()
                 self._metrics.claimed.labels(job.queue).inc()
                 await self._slots[job.queue].give_and_wait(job)
+                # The next one may bring us down, and this one must not answer for it.
+                await self._written(job.id)
         except DatabaseUnavailableError:
             self._suspects = True
         finally:

@@ -6,12 +6,14 @@ import asyncio
 import contextvars
 import logging
 from datetime import timedelta
+from math import inf, isfinite
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import orjson
 
+from howdah.backoff import backoff
 from howdah.errors import HandlerTimeoutError, LeaseLostError, PayloadError
 from howdah.job import Attempt, Cancel, Discard, Job, Snooze, current_job, job_fields
 from howdah.jsontext import describe_error, encode, encode_error
@@ -70,18 +72,19 @@ class Executor:
         if refusal is not None or handler is None:
             self._finish(job, refusal or self._released(job))
             return
-        if job.max_attempts == 1 and not job.told_start and not await self._write_start(job):
+        if job.start_first and not await self._write_start(job):
+            self._note_lost(job)
             return
         job.started = started = monotonic()
-        job.deadline = started + (job.timeout or handler.timeout)
+        # A process keeps time itself, from when it begins: waiting for a free one is not the job's fault.
+        job.deadline = started + (job.timeout or handler.timeout) if handler.runs_in != "process" else inf
         job.task = asyncio.current_task()
         self.running[job.id] = job
         self._metrics.wait.labels(job.queue).observe(job.waited + started - job.in_hand_since)
         try:
             outcome = await self._call(job, handler)
         except LeaseLostError:
-            self._metrics.lost_leases.inc()
-            log.warning("lost lease", extra=job_fields(job))
+            self._note_lost(job)
             return
         finally:
             self.running.pop(job.id, None)
@@ -153,6 +156,8 @@ class Executor:
             job.payload = handler.validate(job.raw_payload)
         except PayloadError as error:
             return self._dead(job, encode_error(error.with_traceback(None)))
+        except Exception as error:
+            return self._failed(job, handler, error)  # a validator of the author's own broke
         job.headers = orjson.loads(job.raw_headers) if job.raw_headers is not None else {}
         job.resources = self._resources
         job.services = self
@@ -170,17 +175,18 @@ class Executor:
                 value = await _InContext(handler.function(job), context)
             elif handler.runs_in == "thread":
                 value = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, context.run, handler.function, job
+                    self._threads, context.run, _call_in_thread, handler.function, job
                 )
             else:
                 value = await self._processes.call(job, handler)
-        except asyncio.CancelledError:
-            return self._interrupted(job, handler)
-        except LeaseLostError:
+            return self._returned(job, value)
+        except asyncio.CancelledError as error:
+            return self._interrupted(job, handler, error)
+        except (LeaseLostError, GeneratorExit):
             raise
-        except Exception as error:
+        except BaseException as error:
+            # SystemExit, too: a handler that calls sys.exit() must not end the daemon.
             return self._failed(job, handler, error)
-        return self._returned(job, value)
 
     async def _in_transaction(self, job: Job[Any], handler: Handler) -> Attempt | None:
         """Let the handler's writes and the completion commit together; any other outcome undoes the writes."""
@@ -214,17 +220,16 @@ class Executor:
         if value is None:
             return Attempt(job.id, job.lease, "completed", None, None, None, job.started, monotonic())
         if isinstance(value, Snooze):
-            delay = value.delay.total_seconds() if isinstance(value.delay, timedelta) else float(value.delay)
-            return Attempt(job.id, job.lease, "snoozed", None, None, max(delay, 0.0), job.started, monotonic())
+            return Attempt(job.id, job.lease, "snoozed", None, None, _seconds(value.delay), job.started, monotonic())
         if isinstance(value, Discard):
-            return self._dead(job, describe_error("Discard", value.reason))
+            return self._dead(job, describe_error("Discard", str(value.reason)))
         if isinstance(value, Cancel):
             return self._cancelled(job, "handler", value.reason)
         return Attempt(job.id, job.lease, "completed", encode(value), None, None, job.started, monotonic())
 
-    def _failed(self, job: Job[Any], handler: Handler, error: Exception) -> Attempt:
+    def _failed(self, job: Job[Any], handler: Handler, error: BaseException) -> Attempt:
         """Decide between another attempt and the end."""
-        log.debug("attempt failed", extra={**job_fields(job), "error": repr(error)[:500]})
+        log.debug("attempt failed", extra={**job_fields(job), "error": type(error).__name__})
         hopeless = isinstance(error, (*handler.discard_for, asyncpg.ForeignKeyViolationError)) and not isinstance(
             error, handler.retry_for
         )
@@ -238,13 +243,16 @@ class Executor:
             "retried",
             None,
             encode_error(error),
-            handler.backoff(job.attempt),
+            _backoff(job, handler),
             job.started,
             monotonic(),
         )
 
-    def _interrupted(self, job: Job[Any], handler: Handler) -> Attempt:
-        """Say what a cancellation meant: the timeout, a request, or the service going away (the attempt is not counted)."""
+    def _interrupted(self, job: Job[Any], handler: Handler, error: asyncio.CancelledError) -> Attempt:
+        """Say what a cancellation meant: the timeout, a request, or the service going away (the attempt is not counted).
+
+        One that nobody of us asked for is the handler's own failure: released, it would run in a circle for ever.
+        """
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()
@@ -252,7 +260,7 @@ class Executor:
             return self._failed(job, handler, HandlerTimeoutError(job.kind, job.timeout or handler.timeout))
         if job.cancelled:
             return self._cancelled(job, job.cancel_by, job.cancel_reason)
-        return self._released(job)
+        return self._released(job) if job.interrupted else self._failed(job, handler, error)
 
     def _dead(self, job: Job[Any], error: bytes) -> Attempt:
         return Attempt(job.id, job.lease, "dead", None, error, None, job.started, monotonic())
@@ -263,7 +271,7 @@ class Executor:
             job.lease,
             "cancelled",
             None,
-            orjson.dumps({"by": by, "reason": reason}),
+            encode({"by": by, "reason": reason}),
             None,
             job.started,
             monotonic(),
@@ -271,6 +279,10 @@ class Executor:
 
     def _released(self, job: Job[Any]) -> Attempt:
         return Attempt(job.id, job.lease, "released", None, None)
+
+    def _note_lost(self, job: Job[Any]) -> None:
+        self._metrics.lost_leases.inc()
+        log.warning("lost lease", extra=job_fields(job))
 
     def _finish(self, job: Job[Any], attempt: Attempt) -> None:
         # The last progress goes with the ack: the job may end before its next report is due.
@@ -281,6 +293,30 @@ class Executor:
         self._metrics.finished.labels(job.queue, job.kind, attempt.outcome).inc()
         if attempt.started is not None and attempt.ended is not None:
             self._metrics.run.labels(job.kind).observe(attempt.ended - attempt.started)
+
+
+def _call_in_thread(function: Callable[[Job[Any]], Any], job: Job[Any]) -> Any:
+    try:
+        return function(job)
+    except StopIteration as error:
+        # No future takes this one: its waiter would wait for ever.
+        raise RuntimeError("the handler raised StopIteration") from error
+
+
+def _seconds(delay: float | timedelta) -> float:
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+    if not isfinite(seconds):
+        raise ValueError(f"a delay of {seconds} seconds never ends")
+    return max(seconds, 0.0)
+
+
+def _backoff(job: Job[Any], handler: Handler) -> float:
+    """Give the handler's own delay; the usual one where that fails, for the attempt's error is what counts."""
+    try:
+        return _seconds(handler.backoff(job.attempt))
+    except Exception as error:
+        log.warning("no delay from backoff", extra={**job_fields(job), "error": type(error).__name__})
+        return backoff(job.attempt)
 
 
 class _InContext:

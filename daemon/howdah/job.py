@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime, timedelta
 
@@ -96,6 +96,7 @@ class Job(Generic[P]):
         "raw_payload",
         "resources",
         "services",
+        "start_first",
         "started",
         "subject",
         "task",
@@ -131,6 +132,8 @@ class Job(Generic[P]):
     in_hand_since: float
     started: float
     told_start: bool
+    # At most once, or a suspect: the start is written and committed before the handler is called.
+    start_first: bool
     timed_out: bool
     interrupted: bool
     cancel_by: str | None
@@ -147,7 +150,7 @@ class Job(Generic[P]):
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose lines carry the job's id, kind, queue, attempt and subject."""
-        return logging.LoggerAdapter(logging.getLogger(f"howdah.job.{self.kind}"), job_fields(self))
+        return _JobLog(logging.getLogger(f"howdah.job.{self.kind}"), job_fields(self))
 
     async def report(self, progress: Any) -> None:
         """Publish progress, any JSON, in `job_status.progress`.
@@ -159,6 +162,14 @@ class Job(Generic[P]):
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool for the length of a `async with`."""
         return self.services.connection()
+
+
+class _JobLog(logging.LoggerAdapter[logging.Logger]):
+    """Adds a job's fields to those of the line; the library's adapter would put them in their place."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
 
 
 def job_fields(job: Job[Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def encode(value: Any, *, limit: int = LIMIT) -> Encoded:
 def encode_error(error: BaseException) -> bytes:
     """Give the JSON of an exception: its type, message and stack, each cut to a size."""
     stack = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else None
-    return describe_error(type(error).__name__, str(error) or repr(error), stack)
+    return describe_error(type(error).__name__, _message(error), stack)
 
 
 def describe_error(kind: str, message: str, stack: str | None = None) -> bytes:
@@ -57,6 +57,13 @@ def describe_error(kind: str, message: str, stack: str | None = None) -> bytes:
         # The end of a stack says what happened; the beginning is the engine's.
         facts["stack"] = _clean(stack)[-ERROR_LIMIT:]
     return orjson.dumps(facts)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error) or repr(error)
+    except Exception:
+        return "it has no text: its __str__ fails"
 
 
 def _fallback(value: Any) -> Any:

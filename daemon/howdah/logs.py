@@ -39,7 +39,11 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["stack"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        try:
+            return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        except (TypeError, ValueError):
+            # Lone surrogates, integers beyond 64 bits, things whose text fails: a line that says less is better than none.
+            return orjson.dumps({name: _plain(value) for name, value in line.items()}).decode()
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -58,6 +62,15 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields = job_fields(job) if job is not None else {}
     fields.update((name, value) for name, value in vars(record).items() if name not in _PLAIN)
     return fields
+
+
+def _plain(value: Any) -> str | int | float | None:
+    if value is None or (isinstance(value, int | float) and abs(value) < 1 << 63):
+        return value
+    try:
+        return str(value).encode("utf-8", "replace").decode()
+    except Exception:
+        return f"a {type(value).__name__} that has no text"
 
 
 def _iso(moment: float) -> str:

@@ -56,7 +56,7 @@ class Maintenance:
         """Say that something becomes due in so many seconds, perhaps earlier than anything known. On the main loop."""
         if delay <= 0:
             self._stir.set()
-        else:
+        elif delay < DUE_INTERVAL:  # what is due later is seen by the looks before
             asyncio.get_running_loop().call_later(delay, self._stir.set)
 
     async def run(self) -> None:

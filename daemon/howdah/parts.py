@@ -96,6 +96,7 @@ class Parts:
             worker=lambda: self.vitals.worker,
             is_full=lambda: self.acker.full,
             is_deaf=lambda: not self.vitals.listening,
+            written=self.acker.written,
             claimed_once=self.claimed,
             metrics=self.metrics,
             poll_interval=config.poll_interval,

@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,7 +19,7 @@ from howdah.jsontext import encode
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from howdah.registry import Handler
+    from howdah.registry import Handler, Registry
 
 #: What a process handler needs to know of its job: everything plain.
 _FACTS = (
@@ -51,7 +52,9 @@ class Processes:
         if self._pool is None:
             # forkserver: a child must not inherit our threads' locks, nor our connections.
             context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPool(max_workers=self._size, context=context, initializer=_ignore_interrupts)
+            self._pool = ProcessPool(
+                max_workers=self._size, context=context, initializer=_prepare_child, initargs=(self._modules,)
+            )
         timeout = job.timeout or handler.timeout
         facts = {name: getattr(job, name) for name in _FACTS}
         future = self._pool.schedule(_call_in_child, args=(self._modules, facts), timeout=timeout)
@@ -69,15 +72,22 @@ class Processes:
             self._pool.join()
 
 
-def _ignore_interrupts() -> None:
+def _prepare_child(modules: Sequence[str]) -> None:
     # Ctrl-C reaches the whole group; what a child does about it is its parent's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Before the first job, whose time it would cost. A failure here comes again, and is told, with the job.
+    with suppress(Exception):
+        _load(modules)
+
+
+def _load(modules: Sequence[str]) -> Registry:
+    from howdah.registry import load  # noqa: PLC0415  # only the child imports the handlers here
+
+    return load(modules)
 
 
 def _call_in_child(modules: Sequence[str], facts: dict[str, Any]) -> Any:
-    from howdah.registry import load  # noqa: PLC0415  # only the child imports the handlers here
-
-    handler = load(modules).get(facts["kind"])
+    handler = _load(modules).get(facts["kind"])
     if handler is None:
         raise HowdahError(f"no handler for {facts['kind']} in a child process")
     job: Job[Any] = Job()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("howdah.reporter")
 
 INTERVAL = 1.0
+#: Before a start is written again whose row somebody held, in seconds.
+BUSY_PAUSE = 0.02
 
 
 class Reporter:
@@ -39,12 +41,20 @@ class Reporter:
                 log.debug("report failed", extra={"error": str(error)})
 
     async def write_start(self, job: Job[Any]) -> bool:
-        """Write one job's start before its handler is called; tells whether the job is still this worker's."""
+        """Write one job's start before its handler is called; tells whether the job is still this worker's.
+
+        Waits while somebody holds the row: neither may the handler be called, nor the job be left lying in our hand.
+        """
         while True:
             try:
-                return job.id in await self._store.start([(job.id, job.lease, 0.0)])
+                if job.id in await self._store.start([(job.id, job.lease, 0.0)]):
+                    job.told_start = True
+                    return True
+                if (await self._store.ack_fate([job], [False], keep=True))[job.id] != "busy":
+                    return False
             except DatabaseUnavailableError as error:
                 log.debug("start failed", extra={"error": str(error)})
+            await asyncio.sleep(BUSY_PAUSE)
 
     async def _write_starts(self) -> None:
         now = monotonic()

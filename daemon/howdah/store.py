@@ -79,12 +79,12 @@ class Store:
     async def claim_suspect(
         self, worker: int, lease: int, kinds: Sequence[str], queues: Sequence[str]
     ) -> Job[Any] | None:
-        """Take one suspect, its start written already."""
+        """Take one suspect; its start is to be written before its handler is called."""
         rows = await self._line.fetch(SQL["claim_suspect"], worker, lease, kinds, queues)
         if not rows:
             return None
         job = _job(rows[0], lease)
-        job.told_start = True
+        job.start_first = True
         return job
 
     async def disclaim(self, worker: int, lease: int) -> int:
@@ -231,6 +231,7 @@ def _job(row: Any, lease: int) -> Job[Any]:
     job.interrupted = False
     job.timed_out = False
     job.told_start = False
+    job.start_first = job.max_attempts == 1
     job.task = None
     job.progress = None
     return job

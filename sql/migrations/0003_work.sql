@@ -47,7 +47,8 @@ begin
     j.subject, j.headers, j.created_at, j.crashes;
 end $$;
 
--- Takes one suspect, with its start written by the same statement: if it brings its worker down, that is on record.
+-- Takes one suspect. Its start is written by a statement of its own, right before its handler is called: a suspect that
+-- only waited when its worker died has brought down nobody.
 create function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], queues text[])
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
   waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
@@ -67,8 +68,7 @@ begin
     limit 1
     for update skip locked)
   update howdah.jobs j
-  set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1,
-      claimed_at = greatest(moment, j.created_at), started_at = greatest(moment, j.created_at)
+  set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at)
   from picked where j.ctid = picked.at
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
     greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,

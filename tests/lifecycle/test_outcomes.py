@@ -164,7 +164,20 @@ async def plain(job: Job): return job.payload
 async def test_a_result_that_cannot_be_stored_becomes_one_that_can_and_its_batch_is_kept(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:
-    odd = ("nul", "surrogate", "model", "nan", "huge", "big integer", "bytes", "opaque", "deep", "endless", "set", "keys")
+    odd = (
+        "nul",
+        "surrogate",
+        "model",
+        "nan",
+        "huge",
+        "big integer",
+        "bytes",
+        "opaque",
+        "deep",
+        "endless",
+        "set",
+        "keys",
+    )
     plain = [{"kind": "plain", "payload": {"n": n}} for n in range(200)]
     rows = await enqueue_many(
         connection, *plain[:100], *({"kind": "odd", "payload": {"what": what}} for what in odd), *plain[100:]
@@ -191,6 +204,8 @@ async def test_a_result_that_cannot_be_stored_becomes_one_that_can_and_its_batch
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 WRONG = """
+from pydantic import model_validator
+
 class Silent(Exception):
     def __str__(self): raise RuntimeError("no text")
 
@@ -230,6 +245,14 @@ async def wrong_task(job: Job): await awaits_a_cancelled_task()
 @handler("wrong backoff", backoff=lambda attempt: throw(ValueError("backoff")))
 async def wrong_backoff(job: Job): raise ValueError("handler")
 
+class Sour(BaseModel):
+    @model_validator(mode="before")
+    @classmethod
+    def check(cls, data): raise KeyError("broken validator")
+
+@handler("wrong validator", max_attempts=1)
+async def wrong_validator(job: Job[Sour]): return None
+
 @handler("nan backoff", backoff=lambda attempt: float("nan"))
 async def nan_backoff(job: Job): raise ValueError("handler")
 
@@ -259,29 +282,33 @@ async def test_whatever_a_handler_raises_or_returns_its_job_ends_and_the_daemon_
     wrong = [
         *({"kind": "wrong", "payload": {"what": what}} for what in WRONG_WAYS),
         *({"kind": "wrong in thread", "payload": {"what": what}} for what in WRONG_WAYS),
-        *({"kind": kind} for kind in ("wrong task", "odd cancel", "odd discard", "odd progress")),
+        *({"kind": kind} for kind in ("wrong task", "wrong validator", "odd cancel", "odd discard", "odd progress")),
         # Without a delay that makes sense the default one is taken.
         *({"kind": kind, "max_attempts": 2} for kind in ("wrong backoff", "nan backoff")),
     ]
     await enqueue_many(connection, *plain[:50], *wrong, *plain[50:])
 
     async def all_have_an_outcome() -> bool:
-        return not await connection.fetchval("select exists (select from howdah.jobs where state in ('ready', 'running'))")
+        return not await connection.fetchval(
+            "select exists (select from howdah.jobs where state in ('ready', 'running'))"
+        )
 
     try:
         await aeventually(all_have_an_outcome, timeout=8)
     except AssertionError as error:
-        left = await connection.fetch("select kind, payload, state, attempt from howdah.jobs where state in ('ready', 'running')")
+        left = await connection.fetch(
+            "select kind, payload, state, attempt from howdah.jobs where state in ('ready', 'running')"
+        )
         raise AssertionError([tuple(row) for row in left] + [worker.output()[-3000:]]) from error
     rows = await connection.fetch("select kind, payload ->> 'what' as what, state, error from howdah.job_status")
     states = {(row["kind"], row["what"]): row["state"] for row in rows}
     assert sum(row["state"] == "completed" for row in rows if row["kind"] == "plain") == 100
     for kind in ("wrong", "wrong in thread"):
         found = {what: states[kind, what] for what in WRONG_WAYS}
-        # Later than any time that can be said: refused, or for ever; but never lost, and never run in a loop.
         assert found.pop("cancel none") == "cancelled"
         assert found == dict.fromkeys(found, "dead"), kind
     assert states["wrong task", None] == "dead"
+    assert states["wrong validator", None] == "dead"
     assert states["odd cancel", None] == "cancelled"
     assert states["odd discard", None] == "dead"
     assert states["odd progress", None] == "completed"
@@ -441,7 +468,6 @@ async def test_a_process_handler_past_its_timeout_is_killed_for_real(
         """
         @handler("spin", runs_in="process", timeout=1, max_attempts=1)
         def spin(job: Job) -> None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             Path("pid").write_text(str(os.getpid()))
             while True: pass
 
