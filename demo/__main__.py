@@ -66,7 +66,7 @@ async def demonstrate(actions: int, seed: int) -> object:
 
 def say(what: str) -> None:
     """Tell the watcher what happens now."""
-    console.print(f"[dim]·[/] {what}", highlight=False)
+    console.print(f"[dim]·[/] {what}", highlight=False, soft_wrap=True)
 
 
 def _unwind_on_sigterm() -> None:

@@ -21,8 +21,8 @@ log = logging.getLogger("howdah.drain")
 
 #: What a cancelled handler gets to clean up, and the last acks to be written, in seconds.
 CANCEL_GRACE, ACK_GRACE = 3.0, 5.0
-#: Between status lines.
-STATUS_INTERVAL = 1.0
+#: Between status lines, and between looks at threads, in seconds.
+STATUS_INTERVAL, THREADS_INTERVAL = 1.0, 0.05
 
 
 class Drain:
@@ -50,7 +50,8 @@ class Drain:
     async def run(self) -> bool:
         """Drain; tells whether every handler has ended.
 
-        One that has not swallows its cancellation: its job is released all the same, and only the end of the process stops it.
+        One that has not swallows its cancellation, or sits in a thread: its job is released all the same, and only the end of
+        the process stops it.
         """
         deadline = monotonic() + self._timeout
         self._notifier.stopping(self._timeout + CANCEL_GRACE + ACK_GRACE)
@@ -62,7 +63,7 @@ class Drain:
             if not settled.done():
                 await self._cancel_running(settled)
             await self._written()
-            return settled.done()
+            return settled.done() and not self._executor.in_threads
         finally:
             hurry.cancel()
             settled.cancel()
@@ -90,7 +91,10 @@ class Drain:
         log.warning("drain deadline, releasing", extra={"jobs": sorted(self._executor.running)})
         self._notifier.status("cancelling what still runs")
         self._executor.interrupt()
+        grace_ends = monotonic() + CANCEL_GRACE
         await asyncio.wait({settled}, timeout=CANCEL_GRACE)
+        while self._executor.in_threads and monotonic() < grace_ends:
+            await asyncio.sleep(THREADS_INTERVAL)
         for job in self._executor.abandon():
             log.error("the handler swallows its cancellation", extra={"job": job.id, "kind": job.kind})
             self._put(Attempt(job.id, job.lease, "released", None, None))

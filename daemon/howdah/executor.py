@@ -20,7 +20,7 @@ from howdah.jsontext import describe_error, encode, encode_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
     from contextlib import AbstractAsyncContextManager
 
     from howdah.metrics import Metrics
@@ -62,6 +62,8 @@ class Executor:
         self._keep_history = keep_history
         #: The jobs whose handlers run now, by id; only they may be cancelled. Touched by the main loop alone.
         self.running: dict[int, Job[Any]] = {}
+        #: The calls in threads that have not returned, also those that nobody waits for any more: no thread can be cancelled.
+        self.in_threads: set[Future[Any]] = set()
         self._reported: dict[int, Job[Any]] = {}
 
     async def execute(self, job: Job[Any]) -> None:
@@ -174,9 +176,10 @@ class Executor:
             if handler.runs_in == "async":
                 value = await _InContext(handler.function(job), context)
             elif handler.runs_in == "thread":
-                value = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, context.run, _call_in_thread, handler.function, job
-                )
+                future = self._threads.submit(context.run, _call_in_thread, handler.function, job)
+                self.in_threads.add(future)
+                future.add_done_callback(self.in_threads.discard)
+                value = await asyncio.wrap_future(future)
             else:
                 value = await self._processes.call(job, handler)
             return self._returned(job, value)

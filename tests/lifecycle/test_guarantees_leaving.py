@@ -25,11 +25,17 @@ async def test_sigterm_lets_running_jobs_end_and_gives_hundreds_in_hand_back_unc
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:
     checker = await Checker(connection).install()
-    worker = await daemon(JOURNAL, queues="default:30", drain_timeout=15)
+    handlers = JOURNAL + """
+@handler("work")
+async def work(job: Job) -> None:
+    if job.payload:
+        await innocent(job)
+"""  # fmt: skip
+    worker = await daemon(handlers, queues="default:30", drain_timeout=15)
     # A kind that has shown to be short is claimed ahead.
-    await enqueue_many(connection, *[{"kind": "innocent"}] * 60)
+    await enqueue_many(connection, *[{"kind": "work"}] * 300)
     await aeventually(lambda: is_empty(connection))
-    jobs = await enqueue_many(connection, *[{"kind": "innocent", "payload": {"seconds": 2}}] * 400)
+    jobs = await enqueue_many(connection, *[{"kind": "work", "payload": {"seconds": 2}}] * 400)
     ids = [row["id"] for row in jobs]
     await aeventually(lambda: is_running(worker, slots=30, in_hand=100))
     await aeventually(lambda: has_started(checker, ids, 30))
