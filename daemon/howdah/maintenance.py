@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ log = logging.getLogger("howdah.maintenance")
 PROMOTE_BATCH = 1000
 #: The longest time between looks at what is due, in seconds, hearing or deaf: the alarm is set by what is known.
 DUE_INTERVAL, DEAF_DUE_INTERVAL = 5.0, 1.0
+#: After something became due, looks begin at so many seconds and grow by half.
+FIRST_DUE_POLL, DUE_POLL_GROWTH = 0.05, 1.5
 RESCUE_BATCH = 10_000
 ORPHAN_INTERVAL = 300.0
 HISTORY_INTERVAL, HISTORY_AHEAD = 3600.0, 14
@@ -69,31 +72,35 @@ class Maintenance:
             group.create_task(self._forever(self._count), name="depth")
 
     async def _keep_due(self) -> None:
-        """Promote and coalesce at the right moment: the statements say when the next one is."""
+        """Promote and coalesce at the right moment: the statements say when the next one is.
+
+        After some were made ready, looks come often at first and then ever more seldom: what was enqueued with a time while an
+        earlier one was known, and is committed after that one, has set no alarm.
+        """
+        spell = DUE_INTERVAL
         while True:
             self._stir.clear()
             longest = DUE_INTERVAL if self._vitals.listening else DEAF_DUE_INTERVAL
             try:
-                pause = await self._make_ready()
+                made, next_in = await self._make_ready()
+                spell = FIRST_DUE_POLL if made else spell * DUE_POLL_GROWTH
             except DatabaseUnavailableError as error:
                 log.debug("promotion failed", extra={"error": str(error)})
-                pause = DEAF_DUE_INTERVAL
-            try:
-                async with asyncio.timeout(min(pause, longest)):
+                next_in = DEAF_DUE_INTERVAL
+            spell = min(spell, longest)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(next_in, spell)):
                     await self._stir.wait()
-            except TimeoutError:
-                pass
 
-    async def _make_ready(self) -> float:
-        """Make ready what is due; gives the seconds until the next look."""
+    async def _make_ready(self) -> tuple[int, float]:
+        """Make ready what is due; gives how many jobs, and the seconds until the next is due."""
         promoted, next_job = await self._store.promote(PROMOTE_BATCH)
         made, next_event = await self._store.coalesce_events(PROMOTE_BATCH)
         if promoted or made:
             self._on_ready()
         # A millisecond late rather than early: an early look finds nothing and has to come again.
-        return min(
-            (max(moment, 0.0) + 0.001 for moment in (next_job, next_event) if moment is not None), default=DUE_INTERVAL
-        )
+        waits = [max(moment, 0.0) + 0.001 for moment in (next_job, next_event) if moment is not None]
+        return promoted + made, min(waits, default=DUE_INTERVAL)
 
     async def _rescue(self) -> float:
         """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""

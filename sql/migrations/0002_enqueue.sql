@@ -103,7 +103,7 @@ create function howdah.enqueue(kind text, payload jsonb default '{}', queue text
   unique_key text default null, on_conflict text default 'skip', subject text default null, depends_on bigint[] default null,
   batch bigint default null, limits text[] default null, fifo_key text default null, expires_at timestamptz default null,
   headers jsonb default null, out id bigint, out created boolean)
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   problem text[];
@@ -250,7 +250,7 @@ end $$;
 -- most one run per key and delay. Callers never wait for one another: this only appends.
 create function howdah.enqueue_coalesced(kind text, payload jsonb default '{}', key text default '', delay interval default '0',
   queue text default null, priority int default null, subject text default null)
-returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set enable_seqscan = off as $$
+returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   problem text[];

@@ -1,3 +1,4 @@
 -- Whether nothing is left that a worker of queues $1 and kinds $2 could still run without waiting for a future time.
 select not exists (select from howdah.jobs j where j.queue = any ($1) and j.kind = any ($2)
-  and (j.due_at is null or j.due_at <= clock_timestamp())) as idle
+    and (j.due_at is null or j.due_at <= clock_timestamp()))
+  and not exists (select from howdah.events e where e.kind = any ($2) and e.due_at <= clock_timestamp()) as idle

@@ -190,6 +190,15 @@ async def test_coalescing_is_linear_when_its_statistics_are_of_an_empty_table(
         await other.execute("rollback")
 
 
+async def test_no_pinned_plan_is_compiled(connection: asyncpg.Connection) -> None:
+    """A scan that is switched off and yet needed looks so dear that PostgreSQL compiles it: 100 ms at each call."""
+    rows = await connection.fetch(
+        """select proname from pg_proc where pronamespace = 'howdah'::regnamespace
+        and array_to_string(proconfig, ' ') like '%enable\\_%' and not 'jit=off' = any (proconfig)"""
+    )
+    assert rows == []
+
+
 @pytest.mark.parametrize("keyed", [False, True])
 async def test_claims_are_heap_only_updates(connection: asyncpg.Connection, *, keyed: bool) -> None:
     """A claim that writes indexes would put a second entry for each job into the one that claims walk."""
