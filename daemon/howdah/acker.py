@@ -41,6 +41,8 @@ class Acker:
         self._waiting: list[Attempt] = []
         self._busy: list[Attempt] = []
         self._sent: set[tuple[int, int]] = set()
+        # Whether it has been full since the claimer was last told that it is not: a batch may be taken before and after.
+        self._crossed = False
         self._writing: list[Attempt] = []
         self._some = asyncio.Event()
         self._round = asyncio.Event()
@@ -60,6 +62,7 @@ class Acker:
     def put(self, attempt: Attempt) -> None:
         """Take an outcome; never waits."""
         self._waiting.append(attempt)
+        self._crossed = self._crossed or self.full
         self._some.set()
         self._idle.clear()
 
@@ -89,7 +92,6 @@ class Acker:
                         await self._some.wait()
                 except TimeoutError:
                     pause = min(pause * 2, BUSY_PAUSE[1])
-            was_full = self.full
             self._writing = batch = self._take()
             still_busy = await self._write(batch)
             self._writing = []
@@ -97,7 +99,8 @@ class Acker:
             self._round.set()
             if len(still_busy) < len(batch):
                 pause = BUSY_PAUSE[0]
-            if was_full and not self.full:
+            if self._crossed and not self.full:
+                self._crossed = False
                 self._on_relief()
 
     def _take(self) -> list[Attempt]:

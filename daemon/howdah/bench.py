@@ -147,7 +147,10 @@ async def _drain(config: Config, connection: asyncpg.Connection, jobs: int) -> f
         last,
     ) or (0, 1.0)
     if done != jobs:
-        raise click.ClickException(f"{jobs} jobs were enqueued and {done} are in the history")
+        left = await connection.fetch("select state, count(*) from howdah.jobs group by state")
+        raise click.ClickException(
+            f"{jobs} jobs were enqueued and {done} are in the history; left: {[tuple(row) for row in left]}"
+        )
     return float(jobs / seconds)
 
 

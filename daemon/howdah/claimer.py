@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ from howdah.errors import DatabaseUnavailableError
 from howdah.marks import Marks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from howdah.job import Job
     from howdah.metrics import Metrics
@@ -58,6 +59,7 @@ class Claimer:
         is_full: Callable[[], bool],
         is_deaf: Callable[[], bool],
         written: Callable[[int], Awaitable[None]],
+        give_back: Callable[[Iterable[Job[Any]]], None],
         claimed_once: asyncio.Event,
         metrics: Metrics,
         poll_interval: float,
@@ -70,6 +72,7 @@ class Claimer:
         self._is_full = is_full
         self._is_deaf = is_deaf
         self._written = written
+        self._give_back = give_back
         self._metrics = metrics
         self._poll_interval = poll_interval
         self._marks: dict[tuple[str, ...], Marks] = {}
@@ -132,13 +135,17 @@ class Claimer:
                 if plan is None:
                     # Nothing is planned for want of room, so room is news in every queue.
                     self._hungry = set(self._slots)
-                    await self._stir.wait()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._poll_interval):
+                            await self._stir.wait()
                 elif not await self._claim(plan):
                     await self._rest()
             except DatabaseUnavailableError as error:
                 log.debug("claim failed", extra={"error": str(error)})
                 self._asleep = False
                 await asyncio.sleep(RETRY_PAUSE)
+        if self._lane is not None:
+            await self._lane
 
     def _plan(self) -> Plan | None:
         """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short."""
@@ -201,7 +208,10 @@ class Claimer:
             by_queue.setdefault(job.queue, []).append(job)
         for name, claimed in by_queue.items():
             self._metrics.claimed.labels(name).inc(len(claimed))
-            self._slots[name].give(claimed)
+            if self._stopping:
+                self._give_back(claimed)  # the claim was on its way when the drain began
+            else:
+                self._slots[name].give(claimed)
         return {name: len(claimed) for name, claimed in by_queue.items()}
 
     async def _note_work(self, now: float) -> None:

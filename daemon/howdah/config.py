@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -33,6 +34,8 @@ def load_config(**flags: Any) -> Config:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
         raise ConfigError(_variable(name), first["msg"].removeprefix("Value error, ")) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("HOWDAH_CONFIG", f"{os.environ.get('HOWDAH_CONFIG')} is not TOML: {error}") from None
 
 
 def _queues(value: Any) -> Any:
@@ -42,6 +45,7 @@ def _queues(value: Any) -> Any:
     queues: dict[str, int] = {}
     for part in filter(None, (piece.strip() for piece in value.split(","))):
         name, _, slots = part.rpartition(":") if ":" in part else (part, "", "10")
+        name, slots = name.strip(), slots.strip()
         if not name or not slots.isdigit() or int(slots) < 1:
             raise ValueError(f"{part!r} is not like mail:10, a queue and its slots")
         queues[name] = int(slots)

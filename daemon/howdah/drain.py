@@ -7,10 +7,10 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from howdah.job import Attempt
+from howdah.job import Job, job_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from howdah.acker import Acker
     from howdah.executor import Executor
@@ -34,7 +34,7 @@ class Drain:
         slots: Mapping[str, QueueSlots],
         executor: Executor,
         acker: Acker,
-        put: Callable[[Attempt], None],
+        release: Callable[[Iterable[Job[Any]]], None],
         notifier: Notifier,
         timeout: float,
         hurry: asyncio.Event,
@@ -42,7 +42,7 @@ class Drain:
         self._slots = slots
         self._executor = executor
         self._acker = acker
-        self._put = put
+        self._release = release
         self._notifier = notifier
         self._timeout = timeout
         self._hurry = hurry
@@ -55,7 +55,9 @@ class Drain:
         """
         deadline = monotonic() + self._timeout
         self._notifier.stopping(self._timeout + CANCEL_GRACE + ACK_GRACE)
-        self.release_hand()
+        # What has not started goes back first.
+        for slots in self._slots.values():
+            self._release(slots.take_back())
         settled = asyncio.ensure_future(self._settled())
         hurry = asyncio.ensure_future(self._hurry.wait())
         try:
@@ -67,12 +69,6 @@ class Drain:
         finally:
             hurry.cancel()
             settled.cancel()
-
-    def release_hand(self) -> None:
-        """Give back what has not started."""
-        for slots in self._slots.values():
-            for job in slots.take_back():
-                self._put(Attempt(job.id, job.lease, "released", None, None))
 
     async def _settled(self) -> None:
         for slots in self._slots.values():
@@ -93,11 +89,12 @@ class Drain:
         self._executor.interrupt()
         grace_ends = monotonic() + CANCEL_GRACE
         await asyncio.wait({settled}, timeout=CANCEL_GRACE)
-        while self._executor.in_threads and monotonic() < grace_ends:
+        while self._executor.in_threads and monotonic() < grace_ends:  # noqa: ASYNC110  # a thread tells nobody
             await asyncio.sleep(THREADS_INTERVAL)
-        for job in self._executor.abandon():
-            log.error("the handler swallows its cancellation", extra={"job": job.id, "kind": job.kind})
-            self._put(Attempt(job.id, job.lease, "released", None, None))
+        abandoned = self._executor.abandon()
+        for job in abandoned:
+            log.error("the handler swallows its cancellation", extra=job_fields(job))
+        self._release(abandoned)
 
     async def _written(self) -> None:
         try:

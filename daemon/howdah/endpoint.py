@@ -23,6 +23,8 @@ log = logging.getLogger("howdah.endpoint")
 
 #: A job counts as stuck so many seconds past its worker's ttl, or past its own timeout.
 SWEEP, GRACE = 10.0, 30.0
+#: How long an answer may wait for the database, in seconds: whoever asks has a deadline, too.
+PATIENCE = 3.0
 
 
 class Endpoint:
@@ -102,16 +104,18 @@ class Endpoint:
 
     async def _serve_queue_health(self, _request: web.Request) -> web.Response:
         try:
-            stuck, pending = await self._store.queue_health(sweep=SWEEP, grace=GRACE)
-        except DatabaseUnavailableError as error:
-            return _json({"healthy": False, "reason": str(error)}, ok=False)
+            async with asyncio.timeout(PATIENCE):
+                stuck, pending = await self._store.queue_health(sweep=SWEEP, grace=GRACE)
+        except (DatabaseUnavailableError, TimeoutError) as error:
+            return _json({"healthy": False, "reason": str(error) or "the database does not answer"}, ok=False)
         return _json({"healthy": not stuck, "stuck_jobs": stuck, "pending_jobs": pending}, ok=not stuck)
 
     async def _serve_stats(self, _request: web.Request) -> web.Response:
         try:
-            return _json({"jobs": await self._store.stats()}, ok=True)
-        except DatabaseUnavailableError as error:
-            return _json({"reason": str(error)}, ok=False)
+            async with asyncio.timeout(PATIENCE):
+                return _json({"jobs": await self._store.stats()}, ok=True)
+        except (DatabaseUnavailableError, TimeoutError) as error:
+            return _json({"reason": str(error) or "the database does not answer"}, ok=False)
 
     def _admin(
         self, serve: Callable[[web.Request], Awaitable[web.Response]]

@@ -90,6 +90,9 @@ class Executor:
             return
         finally:
             self.running.pop(job.id, None)
+            # A cancellation that the handler swallowed must not be left to the next job in this slot.
+            while job.task is not None and job.task.cancelling():
+                job.task.uncancel()
         if outcome is not None and not job.abandoned:
             self._finish(job, outcome)
 

@@ -52,7 +52,7 @@ def encode_error(error: BaseException) -> bytes:
 
 def describe_error(kind: str, message: str, stack: str | None = None) -> bytes:
     """Give the JSON of an error that is no exception of ours."""
-    facts = {"type": kind, "message": _clean(message)[:2000]}
+    facts = {"type": _clean(kind), "message": _clean(message)[:2000]}
     if stack is not None:
         # The end of a stack says what happened; the beginning is the engine's.
         facts["stack"] = _clean(stack)[-ERROR_LIMIT:]

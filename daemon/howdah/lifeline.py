@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("howdah.lifeline")
 
 HUNG = 75
+#: A main loop whose pulse is older than so many seconds stands still.
+STANDSTILL = 2.0
 
 
 class Lifeline:
@@ -104,8 +106,11 @@ class Lifeline:
             await asyncio.sleep(interval)
             if self._vitals.pulse_age() > self._hang_timeout:
                 self._leave("the main loop hangs, leaving", seconds=self._vitals.pulse_age())
-            if self._vitals.leave_by is not None and time.monotonic() > self._vitals.leave_by:
+            now, leave_by, turn_by = time.monotonic(), self._vitals.leave_by, self._vitals.turn_by
+            if leave_by is not None and now > leave_by:
                 self._leave("the drain has no end, leaving", seconds=self._vitals.pulse_age())
+            if turn_by is not None and now > turn_by and self._vitals.pulse_age() > STANDSTILL:
+                self._leave("a handler holds up the drain, leaving", seconds=self._vitals.pulse_age())
             self._notifier.feed_watchdog()
 
     def _leave(self, why: str, *, seconds: float) -> NoReturn:

@@ -22,7 +22,7 @@ log = logging.getLogger("howdah.maintenance")
 #: Jobs made ready, and keys coalesced, in one statement.
 PROMOTE_BATCH = 1000
 #: The longest time between looks at what is due, in seconds, hearing or deaf: the alarm is set by what is known.
-DUE_INTERVAL, DEAF_DUE_INTERVAL = 5.0, 1.0
+DUE_INTERVAL, DEAF_DUE_INTERVAL = 10.0, 1.0
 #: After something became due, looks begin at so many seconds and grow by half.
 FIRST_DUE_POLL, DUE_POLL_GROWTH = 0.05, 1.5
 RESCUE_BATCH = 10_000
@@ -30,6 +30,8 @@ ORPHAN_INTERVAL = 300.0
 HISTORY_INTERVAL, HISTORY_AHEAD = 3600.0, 14
 #: Counting reads the whole table: it gets a hundredth of the time.
 DEPTH_INTERVAL, DEPTH_SHARE = 15.0, 100
+#: How soon a worker that has come to lead begins to count.
+LEAD_INTERVAL = 1.0
 
 
 class Maintenance:
@@ -140,7 +142,7 @@ class Maintenance:
         self._metrics.jobs.clear()
         self._metrics.oldest_ready.clear()
         if not self._vitals.leads:
-            return DEPTH_INTERVAL
+            return LEAD_INTERVAL
         began = monotonic()
         for row in await self._store.queue_depth():
             self._metrics.jobs.labels(row["queue"], row["state"]).set(row["jobs"])

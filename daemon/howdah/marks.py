@@ -33,6 +33,7 @@ class Marks:
         self._past: dict[tuple[str, int], int] = {}
         self._newest: deque[tuple[float, int]] = deque()
         self._settled = 0
+        self._wasted = 0.0
         self.next_look = 0.0
 
     def stretches(self, queues: Iterable[str], *, look: bool) -> list[Stretch]:
@@ -66,8 +67,10 @@ class Marks:
         if look:
             asked = sum(rooms.values())
             wasted = (ended - began) * (1 - len(jobs) / asked)
+            # The cheaper of the last two: one that was slow for another reason (the first one plans) says nothing.
+            cost, self._wasted = min(wasted, self._wasted), wasted
             self.next_look = ended + max(
-                wasted * LOOK_SHARE, BUSY_LOOK_INTERVAL if any_full and len(jobs) < asked else 0.0
+                cost * LOOK_SHARE, BUSY_LOOK_INTERVAL if any_full and len(jobs) < asked else 0.0
             )
         elif any_full:
             self.next_look = max(self.next_look, began + BUSY_LOOK_INTERVAL)

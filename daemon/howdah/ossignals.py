@@ -10,7 +10,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
 
@@ -50,10 +50,24 @@ def describe_tasks() -> str:
     lines = []
     for task in asyncio.all_tasks():
         lines.append(f"task {task.get_name()}: {task.get_coro()!r}")
-        for frame in task.get_stack():
+        for frame in _frames(task.get_coro()):
             lines.extend(line.rstrip() for line in traceback.format_stack(frame, limit=1))
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():  # noqa: SLF001  # the documented way to another thread's stack
         lines.append(f"thread {names.get(ident, ident)}")
         lines.extend(line.rstrip() for line in traceback.format_stack(frame))
     return "\n".join(lines)
+
+
+def _frames(awaited: Any) -> Iterator[FrameType]:
+    """Give the frames from a task's coroutine down to what it waits in: a task itself knows only the first of them."""
+    while awaited is not None:
+        frame = next(
+            filter(None, (getattr(awaited, name, None) for name in ("cr_frame", "gi_frame", "ag_frame"))), None
+        )
+        if frame is None:
+            return
+        yield frame
+        below = (getattr(awaited, name, None) for name in ("cr_await", "gi_yieldfrom", "ag_await"))
+        # The executor drives a handler's coroutine by hand, in a generator that keeps it under this name.
+        awaited = next(filter(None, below), None) or frame.f_locals.get("coroutine")

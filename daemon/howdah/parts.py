@@ -15,6 +15,7 @@ from howdah.endpoint import Endpoint
 from howdah.errors import ConfigError
 from howdah.executor import Executor
 from howdah.heartbeat import Heartbeat
+from howdah.job import Attempt
 from howdah.lifeline import Lifeline
 from howdah.listener import Listener
 from howdah.maintenance import Maintenance
@@ -29,10 +30,10 @@ from howdah.systemd import Notifier
 from howdah.vitals import Vitals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from howdah.config import Config
-    from howdah.job import Attempt
+    from howdah.job import Job
     from howdah.registry import Registry
 
 log = logging.getLogger("howdah.parts")
@@ -97,6 +98,7 @@ class Parts:
             is_full=lambda: self.acker.full,
             is_deaf=lambda: not self.vitals.listening,
             written=self.acker.written,
+            give_back=self.release,
             claimed_once=self.claimed,
             metrics=self.metrics,
             poll_interval=config.poll_interval,
@@ -119,7 +121,7 @@ class Parts:
             claimer=self.claimer,
             executor=self.executor,
             slots=self.slots,
-            put=self.put,
+            release=self.release,
             ttl=config.lease_ttl,
             kinds=registry.kinds,
         )
@@ -137,6 +139,11 @@ class Parts:
         self.acker.put(attempt)
         if attempt.delay is not None:
             self.maintenance.due(attempt.delay)
+
+    def release(self, jobs: Iterable[Job[Any]]) -> None:
+        """Give jobs back that have not started."""
+        for job in jobs:
+            self.put(Attempt(job.id, job.lease, "released", None, None))
 
     async def close(self) -> None:
         """Hang up all connections and end threads and processes."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from howdah.registry import Handler, Registry
+
+log = logging.getLogger("howdah.processes")
 
 #: What a process handler needs to know of its job: everything plain.
 _FACTS = (
@@ -49,21 +53,32 @@ class Processes:
 
         Raises what it raised, HandlerTimeoutError when it was killed at its timeout, HowdahError when its process died.
         """
-        if self._pool is None:
-            # forkserver: a child must not inherit our threads' locks, nor our connections.
-            context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPool(
-                max_workers=self._size, context=context, initializer=_prepare_child, initargs=(self._modules,)
-            )
+        pool = self._ready_pool()
         timeout = job.timeout or handler.timeout
         facts = {name: getattr(job, name) for name in _FACTS}
-        future = self._pool.schedule(_call_in_child, args=(self._modules, facts), timeout=timeout)
+        future = pool.schedule(_call_in_child, args=(self._modules, facts), timeout=timeout)
         try:
             return await asyncio.wrap_future(future)
         except TimeoutError:
             raise HandlerTimeoutError(job.kind, timeout) from None
         except ProcessExpired as error:
             raise HowdahError(f"the process of {job.kind} died with code {error.exitcode}") from None
+        except BrokenProcessPool as error:
+            # A process died between two jobs, and nobody can say beside whose. The next call makes a new pool.
+            raise HowdahError(f"a process died beside {job.kind}: {error}") from None
+
+    def _ready_pool(self) -> ProcessPool:
+        if self._pool is not None and not self._pool.active:
+            log.warning("the processes are made anew: one died out of turn")
+            self.close()
+            self._pool = None
+        if self._pool is None:
+            # forkserver: a child must not inherit our threads' locks, nor our connections.
+            context = multiprocessing.get_context("forkserver")
+            self._pool = ProcessPool(
+                max_workers=self._size, context=context, initializer=_prepare_child, initargs=(self._modules,)
+            )
+        return self._pool
 
     def close(self) -> None:
         """End the processes, whatever they are doing."""

@@ -209,8 +209,9 @@ class Service:
 
     def _note_signal(self, number: signal.Signals) -> None:
         """Let the lifeline know of a drain that the main loop may be too busy to begin."""
-        if number in {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT} and self._parts.vitals.leave_by is None:
-            self._parts.vitals.leave_by = time.monotonic() + self._patience(self._config.drain_timeout)
+        if number in {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}:
+            again = self._parts.vitals.leave_by is not None
+            self._set_deadlines(0.0 if again or number == signal.SIGQUIT else self._config.drain_timeout)
 
     def _quit(self) -> None:
         self.stop("SIGQUIT")
@@ -248,7 +249,7 @@ class Service:
         parts = self._parts
         timeout = 0.0 if self._failure is not None else self._config.drain_timeout
         parts.vitals.draining = True
-        parts.vitals.leave_by = time.monotonic() + self._patience(timeout)
+        self._set_deadlines(0.0 if self._hurry.is_set() else timeout)
         parts.metrics.draining.set(1)
         parts.claimer.stop()
         # The claim that is on its way must be known before the hand is given back.
@@ -257,7 +258,7 @@ class Service:
             slots=parts.slots,
             executor=parts.executor,
             acker=parts.acker,
-            put=parts.put,
+            release=parts.release,
             notifier=parts.notifier,
             timeout=timeout,
             hurry=self._hurry,
@@ -274,9 +275,11 @@ class Service:
         processed, dead = self._parts.metrics.count_finished()
         log.info("stopped", extra={"processed": processed, "dead": dead})
 
-    def _patience(self, timeout: float) -> float:
-        """Give the seconds from the beginning of a drain to its end by force."""
-        return timeout + CANCEL_GRACE + ACK_GRACE + 3 * LAST_WORDS
+    def _set_deadlines(self, timeout: float) -> None:
+        """Tell the lifeline when to end by force a drain of so many seconds; one that was told before may only get shorter."""
+        vitals, cancelled = self._parts.vitals, time.monotonic() + timeout + CANCEL_GRACE
+        vitals.turn_by = min(vitals.turn_by or cancelled, cancelled)
+        vitals.leave_by = vitals.turn_by + ACK_GRACE + 3 * LAST_WORDS
 
     async def _within(self, wait: Awaitable[object]) -> None:
         """Wait, but not long: on the way out nothing may hold us, and what fails now changes nothing."""

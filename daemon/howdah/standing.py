@@ -7,20 +7,20 @@ import logging
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from howdah.errors import DatabaseUnavailableError, SchemaError
-from howdah.job import Attempt
 from howdah.queries import sql_folder
 from howdah.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from howdah.claimer import Claimer
     from howdah.executor import Executor
+    from howdah.job import Job
     from howdah.slots import QueueSlots
     from howdah.store import Store
     from howdah.vitals import Vitals
@@ -46,7 +46,7 @@ class Standing:
         claimer: Claimer,
         executor: Executor,
         slots: Mapping[str, QueueSlots],
-        put: Callable[[Attempt], None],
+        release: Callable[[Iterable[Job[Any]]], None],
         ttl: float,
         kinds: Sequence[str],
     ) -> None:
@@ -55,7 +55,7 @@ class Standing:
         self._claimer = claimer
         self._executor = executor
         self._slots = slots
-        self._put = put
+        self._release = release
         self._ttl = ttl
         self._kinds = kinds
         self._lost = 0
@@ -101,8 +101,7 @@ class Standing:
         """Release every job while the leases are still ours: a release is no crash."""
         running = self._executor.interrupt()
         waiting = [job for slots in self._slots.values() for job in slots.take_back()]
-        for job in waiting:
-            self._put(Attempt(job.id, job.lease, "released", None, None))
+        self._release(waiting)
         if running or waiting:
             log.warning(
                 "no beat arrived for long, releasing all jobs", extra={"running": running, "in_hand": len(waiting)}

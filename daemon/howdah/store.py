@@ -112,7 +112,9 @@ class Store:
         )
         return {row[0] for row in rows}
 
-    async def ack_fate(self, attempts: Sequence[Attempt], sent_before: Sequence[bool], *, keep: bool) -> dict[int, str]:
+    async def ack_fate(
+        self, attempts: Sequence[Attempt | Job[Any]], sent_before: Sequence[bool], *, keep: bool
+    ) -> dict[int, str]:
         """Tell why acks were not written: busy, done (by an earlier try) or lost."""
         ids, leases = [attempt.id for attempt in attempts], [attempt.lease for attempt in attempts]
         rows = await self._line.fetch(SQL["ack_fate"], ids, leases, sent_before, keep)

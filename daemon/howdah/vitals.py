@@ -17,6 +17,8 @@ class Vitals:
     worker: int = 0
     #: The moment at which the process must be gone, whatever its handlers do.
     leave_by: float | None = None
+    #: The moment from which a main loop that stands still is not waited for any more: it should be cancelling handlers.
+    turn_by: float | None = None
     #: Written by the lifeline.
     last_beat: float = field(default_factory=time.monotonic)
     listening: bool = False

@@ -98,12 +98,14 @@ select pg_notify('howdah', q.name) from (select distinct unnest(w.queues) as nam
 -- One job, in the caller's transaction. A live job (queued or running) with the same unique_key: `skip` gives its id and
 -- created = false; `replace` gives a queued one the new payload, time and priority, and leaves a running one alone;
 -- `error` raises. Null means the kind's registered default, then 3 attempts, queue default, priority 0.
+-- Pinned, because the look for the earliest due job would read the whole table if statistics know of none.
 create function howdah.enqueue(kind text, payload jsonb default '{}', queue text default null, priority int default null,
   run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
   unique_key text default null, on_conflict text default 'skip', subject text default null, depends_on bigint[] default null,
   batch bigint default null, limits text[] default null, fifo_key text default null, expires_at timestamptz default null,
   headers jsonb default null, out id bigint, out created boolean)
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set jit = off set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 #variable_conflict use_column
 declare
   problem text[];
@@ -164,7 +166,7 @@ begin
   if created or on_conflict = 'replace' then
     if due is null then
       perform howdah.wake(queue);
-    elsif due <= (select min(j.due_at) from howdah.jobs j) then    -- min() goes by the index; exists() would read the table
+    elsif due <= (select j.due_at from howdah.jobs j where j.due_at is not null order by j.due_at limit 1) then
       perform pg_notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
     end if;
   end if;
@@ -250,7 +252,8 @@ end $$;
 -- most one run per key and delay. Callers never wait for one another: this only appends.
 create function howdah.enqueue_coalesced(kind text, payload jsonb default '{}', key text default '', delay interval default '0',
   queue text default null, priority int default null, subject text default null)
-returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set jit = off set enable_seqscan = off as $$
+returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 #variable_conflict use_column
 declare
   problem text[];
@@ -271,7 +274,7 @@ begin
   end if;
   if problem[2] is not null then perform howdah.refuse(problem); end if;
 
-  if due < coalesce((select min(e.due_at) from howdah.events e), 'infinity') then
+  if due < coalesce((select e.due_at from howdah.events e order by e.due_at limit 1), 'infinity') then
     perform pg_notify('howdah_control', 'due');
   end if;
   insert into howdah.events (due_at, priority, kind, key, queue, subject, payload)

@@ -252,9 +252,11 @@ language plpgsql as $$
 declare
   dead howdah.workers;
   mine record;
+  -- After an outage of the server, or of the wire, nobody has had time to beat.
+  quiet timestamptz := greatest(pg_postmaster_start_time(), (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a));
 begin
   for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl
-                and pg_postmaster_start_time() < clock_timestamp() - w.ttl    -- after an outage nobody has had time to beat
+                and (quiet < clock_timestamp() - w.ttl or w.beat_at = 'epoch')    -- epoch: it has left and said so
               order by w.id for update skip locked loop
     select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
            array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors

@@ -365,8 +365,9 @@ async def test_a_second_transaction_makes_the_job_when_the_first_rolls_back(
     assert await count_jobs(connection) == 1
 
 
-async def test_a_job_that_ends_between_is_made_anew(connection: asyncpg.Connection, connect: Connect) -> None:
-    """The holder of the key is being deleted when the insert meets it: whoever waits must not be left without a job."""
+async def test_a_second_transaction_makes_the_job_when_the_holder_of_the_key_ends(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
     other = await connect()
     first = await enqueue(connection, unique_key="k")
     held = await claim_one(connection)
@@ -381,16 +382,46 @@ async def test_a_job_that_ends_between_is_made_anew(connection: asyncpg.Connecti
     assert second["id"] != first
 
 
-async def test_a_replace_that_loses_the_race_with_a_claim_leaves_the_job_alone(
+async def test_a_job_that_ends_between_meeting_it_and_looking_at_it_is_made_anew(
     connection: asyncpg.Connection, connect: Connect
 ) -> None:
+    """A trigger stops the caller between its insert, which meets the key's holder, and the look at that holder."""
+    first = await enqueue(connection, unique_key="k")
+    held = await claim_one(connection)
+    await connection.execute(
+        """create function stop() returns trigger language plpgsql as
+        'begin perform pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1); return null; end';
+        create trigger stop after insert on howdah.jobs for each statement execute function stop()"""
+    )
+    other = await connect()
+    await connection.execute("select pg_advisory_lock(1)")
+    waiting = asyncio.create_task(enqueued(other, unique_key="k"))
+    await until_it_waits(connect, other)
+    await ack(connection, completed(held))
+    await connection.execute("select pg_advisory_unlock(1)")
+    second = await waiting
+    assert second["created"] is True
+    assert await live(connection, second["id"]) is not None
+    assert second["id"] != first
+
+
+@pytest.mark.parametrize("locked_first", [False, True])
+async def test_a_replace_that_loses_the_race_with_a_claim_leaves_the_job_alone(
+    connection: asyncpg.Connection, connect: Connect, *, locked_first: bool
+) -> None:
+    """The claim is not committed when the insert meets the job; or only its lock is there, and the update meets it."""
     replacer = await connect()
     first = await enqueue(connection, payload={"n": 1}, unique_key="k")
     transaction = connection.transaction()
     await transaction.start()
-    await claim_one(connection)
+    if locked_first:
+        await connection.execute("select from howdah.jobs for update")
+    else:
+        await claim_one(connection)
     replacing = asyncio.create_task(enqueued(replacer, payload={"n": 2}, unique_key="k", on_conflict="replace"))
     await until_it_waits(connect, replacer)
+    if locked_first:
+        await claim_one(connection)
     await transaction.commit()
     assert tuple(await replacing) == (first, False)
     job = await live(connection, first)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from support.jobs import Line, ack, add_worker, claim, completed, enqueue_many
+from support.jobs import Line, add_worker, claim, enqueue_many
 
 if TYPE_CHECKING:
     import asyncpg
@@ -38,7 +38,7 @@ STATEMENTS = {
         SMALL_BOUND,
     ),
     "a promotion": ("select * from howdah.promote(100)", "jobs_due", PROMOTE_BOUND),
-    "a beat": ("select * from howdah.beat(1)", "jobs_suspect", SMALL_BOUND),
+    "a beat": ("select * from howdah.beat(1)", None, SMALL_BOUND),
     "an enqueue": ("select * from howdah.enqueue('work')", None, SMALL_BOUND),
     "an enqueue with a key": ("select * from howdah.enqueue('work', unique_key => 'k')", None, SMALL_BOUND),
     "an enqueue for later": ("select * from howdah.enqueue('work', delay => '1 day')", "jobs_due", SMALL_BOUND),
@@ -86,7 +86,7 @@ async def check(connect: Connect, situation: str, *, looks_over: int = 0) -> Non
         for name, (statement, index, bound) in STATEMENTS.items():
             cost = await measure(connect, statement, index, mode)
             allowed = bound + (looks_over if index == "jobs_claim" else 0)
-            if cost.buffers > allowed or cost.sequential_scans or (index and not cost.index_scans):
+            if cost.buffers > allowed or (index and (cost.sequential_scans or not cost.index_scans)):
                 wrong.append(f"{name} ({mode}, at most {allowed} by {index}): {cost}")
     assert not wrong, f"{situation}:\n" + "\n".join(wrong)
 
@@ -201,7 +201,10 @@ async def test_no_pinned_plan_is_compiled(connection: asyncpg.Connection) -> Non
 
 @pytest.mark.parametrize("keyed", [False, True])
 async def test_claims_are_heap_only_updates(connection: asyncpg.Connection, *, keyed: bool) -> None:
-    """A claim that writes indexes would put a second entry for each job into the one that claims walk."""
+    """A claim that writes indexes would put a second entry for each job into the one that claims walk.
+
+    Nothing is acked meanwhile: what makes room for the new versions is the free part of each page alone.
+    """
     jobs, batch = 20_000, 100
     for first in range(0, jobs, 2_000):
         await enqueue_many(
@@ -225,6 +228,5 @@ async def test_claims_are_heap_only_updates(connection: asyncpg.Connection, *, k
         assert after["updated"] - before["updated"] == len(held)
         updated += after["updated"] - before["updated"]
         hot += after["hot"] - before["hot"]
-        await ack(connection, *map(completed, held))
     assert updated == jobs
     assert hot >= 0.95 * updated, f"{hot} of {updated}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from support.eventually import aeventually
-from support.facts import end_of, has_ended, is_empty, make_runs, runs, state_of
-from support.jobs import enqueue, enqueue_many, live, status
+from support.facts import end_of, is_empty, make_runs, runs, state_of
+from support.jobs import enqueue, enqueue_many, status
 
 if TYPE_CHECKING:
     import asyncpg
@@ -85,7 +84,7 @@ async def test_thread_and_process_handlers_fail_as_async_ones_do(
     assert "in_thread" in ended["thread"]["errors"][0]["stack"]
     assert "in a process" in ended["process"]["error"]
     assert "in_process" in ended["process"]["errors"][0]["stack"]
-    assert "code 3" in ended["dies"]["error"]
+    assert "died" in ended["dies"]["error"]
     await aeventually(lambda: is_in(connection, snoozed, "scheduled"))
 
 
@@ -482,6 +481,27 @@ async def test_a_process_handler_past_its_timeout_is_killed_for_real(
     ended = await end_of(connection, job)
     assert (ended["state"], ended["errors"][0]["type"]) == ("dead", "HandlerTimeoutError")
     await aeventually(lambda: not is_alive(pid))
+    assert (await end_of(connection, await enqueue(connection, "quick")))["state"] == "completed"
+
+
+async def test_processes_that_die_are_replaced(daemon: StartDaemon, connection: asyncpg.Connection) -> None:
+    await daemon(
+        """
+        @handler("quick", runs_in="process", max_attempts=9, backoff=lambda attempt: 0.05)
+        def quick(job: Job) -> int:
+            return os.getpid()
+
+        @handler("dies", runs_in="process", max_attempts=3, backoff=lambda attempt: 0)
+        def dies(job: Job) -> int:
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    for _ in range(3):
+        ended = await end_of(connection, await enqueue(connection, "quick"))
+        assert ended["state"] == "completed"
+        os.kill(ended["result"], signal.SIGKILL)
+    ended = await end_of(connection, await enqueue(connection, "dies"))
+    assert (ended["state"], ended["attempt"]) == ("dead", 3)
     assert (await end_of(connection, await enqueue(connection, "quick")))["state"] == "completed"
 
 

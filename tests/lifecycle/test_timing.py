@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from support.eventually import aeventually
@@ -26,15 +27,15 @@ async def test_delayed_jobs_start_at_their_time_and_never_before_it(
     await enqueue_many(connection, *({"kind": "record", "delay": f"{delay} s"} for delay in delays[::2]))
     await daemon(RECORD)
     await enqueue_many(connection, *({"kind": "record", "delay": f"{delay} s"} for delay in delays[1::2]))
+    moment = await connection.fetchval("select clock_timestamp()")
     due = dict(await connection.fetch("select id, due_at from howdah.jobs where due_at is not null"))
-    assert len(due) > 10
+    assert len(due) >= 15
     await aeventually(lambda: is_empty(connection))
     started = dict(await runs(connection, "job", "started_at"))
-    lateness = sorted((started[job] - moment).total_seconds() for job, moment in due.items())
-    assert lateness[0] >= 0
-    assert lateness[-1] < LATE
-    waited = await connection.fetchval("select max(started_at - ready_at) from howdah.job_history")
-    assert waited < timedelta(seconds=3)  # ready_at is when it was due, not when it was enqueued
+    lateness = {job: (started[job] - at).total_seconds() for job, at in due.items()}
+    assert min(lateness.values()) >= 0
+    # What was due before the daemon had come is late for that reason.
+    assert max(late for job, late in lateness.items() if due[job] > moment) < LATE
 
 
 async def test_an_idle_daemon_hears_of_a_job_that_is_due_before_its_next_look(
@@ -45,8 +46,8 @@ async def test_an_idle_daemon_hears_of_a_job_that_is_due_before_its_next_look(
     await aeventually(lambda: sleeps(connection))
     jobs = [await enqueue(connection, delay=timedelta(seconds=delay)) for delay in (0.6, 0.3)]
     for job in jobs:
-        due = await connection.fetchval("select coalesce(due_at, ready_at) from howdah.jobs where id = $1", job)
         ended = await end_of(connection, job, timeout=3)
+        due = await connection.fetchval("select ready_at from howdah.job_history where id = $1", job)
         assert 0 <= (ended["started_at"] - due).total_seconds() < LATE
 
 
@@ -64,7 +65,7 @@ async def fails_twice(job: Job) -> None:
     )
     await end_of(connection, await enqueue(connection, "fails twice"))
     times = await runs(connection, "started_at", "ended_at")
-    pauses = [(after[0] - before[1]).total_seconds() for before, after in zip(times, times[1:], strict=False)]
+    pauses = [(after[0] - before[1]).total_seconds() for before, after in pairwise(times)]
     assert len(pauses) == 2
     assert all(0.3 <= pause < 0.3 + LATE for pause in pauses)
 
@@ -88,8 +89,7 @@ async def test_an_urgent_job_overtakes_those_that_wait(daemon: StartDaemon, conn
     await aeventually(lambda: runs(connection, "job"))
     urgent = await enqueue(connection, "record", priority=10)
     await aeventually(lambda: is_empty(connection))
-    behind = [job for job in await runs(connection, "job")]
-    assert behind.index(urgent) < 20
+    assert (await runs(connection, "job")).index(urgent) < 20
 
 
 async def test_the_same_unique_key_is_one_job_until_it_has_ended(

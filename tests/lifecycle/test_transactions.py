@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from support.eventually import aeventually
@@ -82,7 +83,9 @@ async def test_whatever_is_no_completion_undoes_the_handlers_writes(
     assert states == {"raise": "dead", "discard": "dead", "cancel": "cancelled", "break": "dead", "late": "dead"}
     snoozed = await enqueue(connection, "effect", {"then": "snooze"})
     await aeventually(lambda: is_scheduled(connection, snoozed))
-    timed_out = await end_of(connection, await enqueue(connection, "effect", {"then": "hang"}, timeout="0.2 s"))
+    timed_out = await end_of(
+        connection, await enqueue(connection, "effect", {"then": "hang"}, timeout=timedelta(seconds=0.2))
+    )
     assert timed_out["errors"][0]["type"] == "HandlerTimeoutError"
     assert await effects(connection) == []
     # The pool's connections are as good as new.

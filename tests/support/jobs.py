@@ -146,8 +146,8 @@ async def claim(
 
 
 async def add_dead_worker(connection: asyncpg.Connection, **given: Any) -> int:
-    """Add a worker that has been silent for longer than its ttl; a short ttl, because the server is young itself."""
-    return await add_worker(connection, **{"ttl": 0.01, "silent_for": 60, **given})
+    """Add a worker that has been silent for longer than its ttl; a short ttl, because the rescuer is young itself."""
+    return await add_worker(connection, **{"ttl": 0.001, "silent_for": 60, **given})
 
 
 async def claim_one(connection: asyncpg.Connection, worker: int = 1, **given: Any) -> Held:

@@ -1,0 +1,1019 @@
+-- The whole schema of Howdah at a glance: read this first. Nothing applies this file; sql/migrations does, and a test holds
+-- that both give the same database.
+--
+-- A job in one paragraph. A caller puts a row into howdah.jobs with howdah.enqueue, in its own transaction. A worker takes it
+-- with howdah.claim_ready: the row gets a lease, a random number without which nobody can write about the job any more. What
+-- comes of the attempt is written by howdah.ack: an ended job moves, in one statement, to the day's partition of
+-- howdah.job_history; one that is to run again goes back, due at once or later. howdah.promote makes due jobs claimable,
+-- howdah.coalesce_events makes one job of many events, howdah.rescue takes the jobs of dead workers back. Everybody
+-- reads the view howdah.job_status, and none but the engine touches the tables.
+--
+-- What to know before changing anything:
+--   * A claim is a heap-only update. No index may name what it writes, and the table needs its fillfactor.
+--   * Nobody but the engine locks a running row; the engine itself never waits for a row (`skip locked`).
+--   * Plans are pinned where the planner's guess could read a whole table; see the comment of each such function.
+--   * Only the database's clock decides, and it may step back: times are made monotone where they are written.
+--   * Refusals have SQLSTATEs of class JB, name the field and carry a hint.
+--
+-- The parts: 1 tables and the view · 2 how work comes in · 3 a job's way through a worker · 4 kinds, and what everybody may
+-- ask · 5 what people may do to jobs and queues. After the line below stand the files of sql/migrations, one after the other.
+
+-- ====================================================================================================================
+
+-- The engine's tables. A live job is one row of howdah.jobs, an ended one is one row of howdah.job_history, and the
+-- move between them is one statement. Everybody reads the view howdah.job_status; the tables are the engine's own.
+
+create schema howdah;
+
+-- What has been applied: the engine's own migrations and the application's, each numbered from 1.
+create table howdah.migrations (
+  source     text        not null,                     -- howdah or app
+  version    int         not null,
+  name       text        not null,
+  checksum   text        not null,                     -- SHA-256 of the file: an applied migration never changes
+  applied_at timestamptz not null default clock_timestamp(),
+  primary key (source, version)
+);
+
+-- What holds for the whole database: one row.
+create table howdah.settings (
+  singleton          boolean primary key default true check (singleton),
+  strict_kinds       boolean not null default false,     -- true: a kind that was never registered is refused
+  min_worker_version text    not null default '0.1.0'    -- a worker older than this refuses to run, exit 78
+);
+insert into howdah.settings default values;
+
+-- The live jobs.
+-- No index may ever name lease, leased_by, claimed_at, started_at, attempt, state or progress: claims are heap-only
+-- updates, which needs both that and the free half of every page (fillfactor 45). Without either, each claim writes
+-- every index, and the claim index gets two entries in a job's life instead of one.
+create table howdah.jobs (
+  id            bigint generated always as identity primary key,
+  created_at    timestamptz not null default clock_timestamp(),
+  ready_at      timestamptz not null default clock_timestamp(),  -- since when it could be claimed; what the wait is counted from
+  due_at        timestamptz,         -- null: claimable now; a time: not before; infinity: waits for something else
+  expires_at    timestamptz,         -- not started by then: cancelled
+  claimed_at    timestamptz,
+  started_at    timestamptz,         -- written at once for suspects and at-most-once kinds, else when it has run a second
+  progressed_at timestamptz,
+  lease         bigint,              -- null unless claimed; new for every claim; every write of a worker is fenced by it
+  leased_by     bigint,              -- the worker's id
+  last_lease    bigint,              -- the lease that was given back last: tells a repeated ack from a lost lease
+  batch         bigint,
+  retried_from  bigint,
+  timeout       interval,            -- null: the handler's own
+  priority      smallint not null default 0,
+  attempt       smallint not null default 0,
+  max_attempts  smallint not null default 3,
+  crashes       smallint not null default 0,
+  suspect       boolean  not null default false,
+  queue         text     not null default 'default',
+  kind          text     not null,
+  state         text     not null generated always as (
+    case when lease is not null                      then 'running'
+         when due_at is null                         then 'ready'
+         when due_at = 'infinity'::timestamptz       then 'waiting'
+         when attempt > 0                            then 'retrying'
+         else 'scheduled' end) stored,
+  payload       jsonb    not null default '{}',
+  progress      jsonb,
+  errors        jsonb,               -- the last ten, oldest first
+  headers       jsonb,
+  unique_key    text,
+  subject       text,
+  fifo_key      text,
+  depends_on    bigint[],
+  limits        text[],
+  constraint payload_is_object check (jsonb_typeof(payload) = 'object'),
+  constraint priority_in_range check (priority between 0 and 10),
+  constraint attempts_in_range check (attempt between 0 and max_attempts),
+  constraint lease_is_whole    check (num_nulls(lease, leased_by, claimed_at) in (0, 3)),
+  constraint claimed_in_order  check (claimed_at >= created_at),
+  constraint started_in_order  check (started_at >= claimed_at)
+) with (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0,
+        autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0.05, vacuum_truncate = off);
+
+-- The claim walks this in order; one entry in a job's life.
+create index jobs_claim on howdah.jobs (queue, (10 - priority), id) where due_at is null and not suspect;
+-- Suspects stand apart, so that a claim never passes over them. Empty on a good day.
+create index jobs_suspect on howdah.jobs (queue, (10 - priority), id) where due_at is null and suspect;
+create index jobs_due on howdah.jobs (due_at) where due_at is not null;
+create unique index jobs_unique_key on howdah.jobs (unique_key) where unique_key is not null;
+create index jobs_subject on howdah.jobs (subject) where subject is not null;
+
+-- The ended jobs, a partition a day (UTC), never updated, pruned by dropping partitions. There is no default partition:
+-- it would make every attach and detach lock all of history. An ack that meets a missing day makes it and repeats.
+create table howdah.job_history (
+  id            bigint      not null,
+  created_at    timestamptz not null,
+  ready_at      timestamptz not null,
+  claimed_at    timestamptz,
+  started_at    timestamptz,
+  finished_at   timestamptz not null,
+  lease         bigint,              -- the last one: an ack whose reply was lost finds it here; null: its worker died
+  leased_by     bigint,
+  batch         bigint,
+  retried_from  bigint,
+  timeout       interval,
+  priority      smallint    not null,
+  attempt       smallint    not null,
+  max_attempts  smallint    not null,
+  crashes       smallint    not null,
+  queue         text        not null,
+  kind          text        not null,
+  state         text        not null,
+  payload       jsonb       not null,
+  progress      jsonb,
+  result        jsonb,
+  errors        jsonb,
+  headers       jsonb,
+  unique_key    text,
+  subject       text,
+  fifo_key      text,
+  cancelled_by  text,
+  cancel_reason text,
+  constraint state_is_final     check (state in ('completed', 'dead', 'cancelled')),
+  constraint claimed_in_order   check (claimed_at >= created_at),
+  constraint started_in_order   check (started_at >= claimed_at),
+  constraint finished_in_order  check (finished_at >= coalesce(started_at, claimed_at, created_at))
+) partition by range (finished_at);
+
+create index job_history_id on howdah.job_history (id);
+-- Few rows: what failed is asked for at night, what went well is not.
+create index job_history_dead on howdah.job_history (finished_at) where state = 'dead';
+create index job_history_subject on howdah.job_history (subject) where subject is not null;
+
+-- One row per running daemon process. A beat older than ttl means dead, and others take its jobs back.
+create table howdah.workers (
+  id         bigint generated always as identity primary key,
+  name       text        not null,                     -- host:pid, for people
+  version    text        not null,
+  started_at timestamptz not null default clock_timestamp(),
+  beat_at    timestamptz not null default clock_timestamp(),
+  ttl        interval    not null,
+  queues     text[]      not null,
+  kinds      text[]      not null,
+  sleeps     boolean     not null default false,       -- wants to be woken by NOTIFY
+  draining   boolean     not null default false
+) with (fillfactor = 50);
+
+-- Who does the upkeep that one worker can do for all: one row. It saves work; nothing depends on there being only one.
+create table howdah.leader (
+  singleton boolean primary key default true check (singleton),
+  worker    bigint,
+  until     timestamptz not null default '-infinity'
+);
+insert into howdah.leader default values;
+
+-- What is known of queues beyond their name. A queue needs no row to work.
+create table howdah.queues (
+  name      text primary key,
+  paused_at timestamptz,
+  paused_by text
+);
+
+-- The kinds that workers have registered: what a payload must hold, and what null means in enqueue.
+create table howdah.kinds (
+  name          text primary key,
+  fields        jsonb       not null default '{}',      -- field → {"types": […], "required": bool, "since": time}
+  schema        jsonb,                                  -- the whole JSON schema, for people and other languages
+  queue         text,
+  priority      smallint check (priority between 0 and 10),
+  max_attempts  smallint check (max_attempts >= 1),
+  timeout       interval,
+  secret        text[]      not null default '{}',
+  revision      bigint      not null default 0,         -- of the handlers' code; an older one never overwrites a newer
+  registered_at timestamptz not null default clock_timestamp()
+);
+
+-- Words for running jobs. Nobody but the engine locks a running row, so a cancel request waits here.
+create table howdah.signals (
+  id         bigint generated always as identity primary key,
+  job_id     bigint      not null,
+  signal     text        not null check (signal in ('cancel')),
+  by         text,
+  reason     text,
+  created_at timestamptz not null default clock_timestamp()
+);
+create index signals_job on howdah.signals (job_id);
+
+-- Who wants to hear of the end of a job.
+create table howdah.waiters (
+  job_id     bigint      not null,
+  waiter     text        not null,
+  until      timestamptz not null,
+  primary key (job_id, waiter)
+);
+
+-- The coalescing table: events, many to a key, of which maintenance makes one job. Only ever appended to by callers, so
+-- that no caller waits for another, whatever each of them holds open.
+create table howdah.events (
+  id         bigint generated always as identity primary key,
+  due_at     timestamptz not null,
+  priority   smallint check (priority between 0 and 10),
+  kind       text        not null,
+  key        text        not null,
+  queue      text,
+  subject    text,
+  payload    jsonb       not null check (jsonb_typeof(payload) = 'object')
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create index events_due on howdah.events (due_at);
+create index events_key on howdah.events (kind, key);
+
+-- The reading interface over both halves of a job's life.
+create view howdah.job_status as
+select j.id, j.queue, j.kind, j.state, j.subject, j.priority, j.payload, j.attempt, j.max_attempts, j.crashes,
+       j.created_at, j.due_at, j.claimed_at, j.started_at, null::timestamptz as finished_at,
+       greatest(j.created_at, j.claimed_at, j.started_at, j.progressed_at, (j.errors -> -1 ->> 'at')::timestamptz) as updated_at,
+       case when j.lease is not null then clock_timestamp() - j.started_at end as duration,
+       j.progress, null::jsonb as result, j.errors -> -1 ->> 'message' as error, j.errors, j.leased_by as worker,
+       null::text as cancelled_by, null::text as cancel_reason, j.retried_from, j.unique_key, j.headers
+from howdah.jobs j
+union all
+select h.id, h.queue, h.kind, h.state, h.subject, h.priority, h.payload, h.attempt, h.max_attempts, h.crashes,
+       h.created_at, null, h.claimed_at, h.started_at, h.finished_at,
+       h.finished_at, h.finished_at - h.started_at,
+       h.progress, h.result, h.errors -> -1 ->> 'message', h.errors, h.leased_by,
+       h.cancelled_by, h.cancel_reason, h.retried_from, h.unique_key, h.headers
+from howdah.job_history h;
+
+-- How work comes in: enqueue, enqueue_many, enqueue_coalesced.
+--
+-- Refusals carry a SQLSTATE of class JB, a message that names the field, and a hint:
+--   JB001 payload    JB002 argument    JB003 field of a registered kind    JB004 kind never registered (strict_kinds)
+--   JB005 unique_key held    JB006 not available yet    JB007 no such job, or not in that state    JB008 lost lease
+
+-- What is wrong with these arguments: {sqlstate, message, hint}, or null. A bare CASE, and stable as format() is, so that
+-- it is inlined.
+create function howdah.argument_problem(kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
+  max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
+  limits text[], fifo_key text, expires_at timestamptz, headers jsonb)
+returns text[] language sql stable parallel safe as $$
+select case
+  when kind is null or kind !~ '^[^[:cntrl:]]{1,100}$'
+    then array['JB002', format('kind is %L', left(kind, 100)), 'one to 100 characters, none of them a control character']
+  when payload is null or jsonb_typeof(payload) <> 'object'
+    then array['JB001', format('payload must be a JSON object, not %s', coalesce(jsonb_typeof(payload), 'null')), 'pass jsonb_build_object(…)']
+  when octet_length(payload::text) > 1048576
+    then array['JB001', format('payload has %s bytes, more than 1 MiB', octet_length(payload::text)), 'store the data elsewhere and pass its key']
+  when queue !~ '^[^[:cntrl:]]{1,100}$'
+    then array['JB002', format('queue is %L', left(queue, 100)), 'one to 100 characters, none of them a control character']
+  when priority not between 0 and 10
+    then array['JB002', format('priority is %s', priority), '0 to 10; 10 is the most urgent']
+  when run_at is not null and delay is not null
+    then array['JB002', 'run_at and delay are both given', 'pass one of them']
+  when run_at in ('infinity', '-infinity')
+    then array['JB002', format('run_at is %s', run_at), 'a time that comes']
+  when not isfinite(delay)
+    then array['JB002', format('delay is %s', delay), 'a time that comes']
+  when expires_at in ('infinity', '-infinity')
+    then array['JB002', format('expires_at is %s', expires_at), 'a time that comes, or null for never']
+  when max_attempts not between 1 and 1000
+    then array['JB002', format('max_attempts is %s', max_attempts), '1 to 1000']
+  when timeout <= interval '0'
+    then array['JB002', format('timeout is %s', timeout), 'more than nothing']
+  when on_conflict is null or on_conflict not in ('skip', 'replace', 'error')
+    then array['JB002', format('on_conflict is %L', on_conflict), 'skip, replace or error']
+  when length(unique_key) not between 1 and 500
+    then array['JB002', format('unique_key has %s characters', length(unique_key)), '1 to 500']
+  when length(subject) not between 1 and 500
+    then array['JB002', format('subject has %s characters', length(subject)), '1 to 500']
+  when jsonb_typeof(headers) <> 'object'
+    then array['JB002', format('headers must be a JSON object, not %s', jsonb_typeof(headers)), 'pass jsonb_build_object(…)']
+  when depends_on is not null then array['JB006', 'depends_on is not available yet', 'leave it out']
+  when batch      is not null then array['JB006', 'batch is not available yet', 'leave it out']
+  when limits     is not null then array['JB006', 'limits is not available yet', 'leave it out']
+  when fifo_key   is not null then array['JB006', 'fifo_key is not available yet', 'leave it out']
+end $$;
+
+-- The first field of a payload that does not fit its kind, as a sentence, or null. A field that became required less
+-- than `grace` ago is not yet missed: during a rolling deploy the old callers still send the old payload.
+create function howdah.field_problem(fields jsonb, payload jsonb, grace interval)
+returns text language sql stable parallel safe as $$
+select case when payload ? f.key
+         then format('field %L must be %s, not %s', f.key,
+           (select string_agg(t, ' or ') from jsonb_array_elements_text(f.value -> 'types') t), jsonb_typeof(payload -> f.key))
+         else format('field %L is missing', f.key) end
+from jsonb_each(fields) f
+where case when payload ? f.key then not (f.value -> 'types') ? jsonb_typeof(payload -> f.key)
+      else (f.value ->> 'required')::boolean and coalesce((f.value ->> 'since')::timestamptz <= now() - grace, true) end
+order by f.key limit 1 $$;
+
+-- Raises what argument_problem found; `place` says which of many jobs.
+-- Strict: with no problem it is null and costs nothing.
+create function howdah.refuse(problem text[], place text default '') returns void language plpgsql strict as $$
+begin
+  raise exception using errcode = problem[1], message = format('howdah: %s%s', place, problem[2]), hint = problem[3];
+end $$;
+
+-- Names the first argument of many jobs that cannot be read as its type. Slow, and only called once one is known to be there.
+create function howdah.refuse_types(jobs jsonb) returns void language plpgsql as $$
+declare
+  argument record;
+begin
+  for argument in select j.place, a.key, a.value from jsonb_array_elements(jobs) with ordinality j(job, place), jsonb_each(j.job) a order by j.place, a.key loop
+    begin
+      perform from jsonb_to_record(jsonb_build_object(argument.key, argument.value)) as (priority int, run_at timestamptz, delay interval,
+        max_attempts int, timeout interval, depends_on bigint[], batch bigint, limits text[], expires_at timestamptz);
+    exception when data_exception then
+      perform howdah.refuse(array['JB002', format('%s is %s', argument.key, argument.value), sqlerrm], format('job %s: ', argument.place));
+    end;
+  end loop;
+end $$;
+
+-- Wakes the workers of a queue, if one of them sleeps. NOTIFY takes a lock that all commits share, so a busy system
+-- must not pay for it; a wake that is missed costs at most one poll.
+create function howdah.wake(queue text) returns void language plpgsql as $$
+begin
+  if exists (select from howdah.workers w where w.sleeps and wake.queue = any (w.queues)) then
+    perform pg_notify('howdah', queue);
+  end if;
+end $$;
+
+-- Wakes every worker that sleeps: for calls that touch many queues at once.
+create function howdah.wake_all() returns void language sql as $$
+select pg_notify('howdah', q.name) from (select distinct unnest(w.queues) as name from howdah.workers w where w.sleeps) q $$;
+
+-- One job, in the caller's transaction. A live job (queued or running) with the same unique_key: `skip` gives its id and
+-- created = false; `replace` gives a queued one the new payload, time and priority, and leaves a running one alone;
+-- `error` raises. Null means the kind's registered default, then 3 attempts, queue default, priority 0.
+-- Pinned, because the look for the earliest due job would read the whole table if statistics know of none.
+create function howdah.enqueue(kind text, payload jsonb default '{}', queue text default null, priority int default null,
+  run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
+  unique_key text default null, on_conflict text default 'skip', subject text default null, depends_on bigint[] default null,
+  batch bigint default null, limits text[] default null, fifo_key text default null, expires_at timestamptz default null,
+  headers jsonb default null, out id bigint, out created boolean)
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+#variable_conflict use_column
+declare
+  problem text[];
+  wrong   text;
+  known   howdah.kinds;
+  holder  record;
+  due     timestamptz;
+begin
+  problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
+                                     on_conflict, subject, depends_on, batch, limits, fifo_key, expires_at, headers);
+  if problem is not null then perform howdah.refuse(problem); end if;
+
+  select k.* into known from howdah.kinds k where k.name = enqueue.kind;
+  if not found then
+    if (select s.strict_kinds from howdah.settings s) then
+      perform howdah.refuse(array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it']);
+    end if;
+    raise notice 'howdah: kind % was never registered', quote_literal(kind);
+  elsif known.fields <> '{}' then
+    wrong := howdah.field_problem(known.fields, payload, interval '10 minutes');
+    if wrong is not null then
+      perform howdah.refuse(array['JB003', format('%s: %s', kind, wrong), 'see the schema in howdah.kinds']);
+    elsif known.registered_at > now() - interval '10 minutes' then
+      wrong := howdah.field_problem(known.fields, payload, interval '0');
+      if wrong is not null then raise warning 'howdah: %: %, which will soon be refused', kind, wrong; end if;
+    end if;
+  end if;
+  queue := coalesce(queue, known.queue, 'default');
+  priority := coalesce(priority, known.priority, 0);
+  max_attempts := coalesce(max_attempts, known.max_attempts, 3);
+  timeout := coalesce(timeout, known.timeout);
+  due := coalesce(run_at, clock_timestamp() + delay);
+  if due <= clock_timestamp() then due := null; end if;
+
+  loop
+    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers)
+    values (enqueue.queue, enqueue.kind, enqueue.payload, enqueue.priority, due, coalesce(due, clock_timestamp()), enqueue.max_attempts,
+            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers)
+    on conflict (unique_key) where unique_key is not null do nothing
+    returning id into enqueue.id;
+    created := found;
+    exit when created;
+
+    if on_conflict = 'error' then
+      perform howdah.refuse(array['JB005', format('a live job has the unique_key %L', unique_key), 'on_conflict => ''skip'' gives its id']);
+    end if;
+    select j.id, j.lease into holder from howdah.jobs j where j.unique_key = enqueue.unique_key;
+    continue when not found;                       -- it ended between the two statements
+    id := holder.id;
+    exit when on_conflict = 'skip' or holder.lease is not null;
+    update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority, due_at = due, ready_at = coalesce(due, clock_timestamp()),
+      attempt = 0, max_attempts = enqueue.max_attempts, timeout = enqueue.timeout, expires_at = enqueue.expires_at
+    where j.id = holder.id and j.lease is null
+    returning j.queue into queue;                  -- a job stays in its queue, and that one is woken
+    exit when found;                               -- else it was claimed or ended meanwhile: look again
+  end loop;
+
+  if created or on_conflict = 'replace' then
+    if due is null then
+      perform howdah.wake(queue);
+    elsif due <= (select j.due_at from howdah.jobs j where j.due_at is not null order by j.due_at limit 1) then
+      perform pg_notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
+    end if;
+  end if;
+end $$;
+
+-- Many jobs in one call: an array of objects with enqueue's argument names. One wrong job refuses all of them, naming
+-- its place. Keyed jobs are taken in the order of their keys, so that two callers with the same keys cannot deadlock.
+create function howdah.enqueue_many(jobs jsonb)
+returns table (ordinal bigint, id bigint, created boolean)
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_column
+declare
+  wrong record;
+  known_only boolean := (select s.strict_kinds from howdah.settings s);
+begin
+  if jobs is null or jsonb_typeof(jobs) <> 'array' then
+    perform howdah.refuse(array['JB001', format('jobs must be a JSON array, not %s', coalesce(jsonb_typeof(jobs), 'null')), 'pass jsonb_build_array(…)']);
+  end if;
+  select e.place, jsonb_typeof(e.job) as type, k.name
+    into wrong from jsonb_array_elements(jobs) with ordinality e(job, place)
+    left join lateral (select key as name from jsonb_object_keys(case jsonb_typeof(e.job) when 'object' then e.job else '{}' end) key
+      where key <> all (array['kind', 'payload', 'queue', 'priority', 'run_at', 'delay', 'max_attempts', 'timeout', 'unique_key', 'on_conflict',
+        'subject', 'depends_on', 'batch', 'limits', 'fifo_key', 'expires_at', 'headers']) limit 1) k on true
+    where jsonb_typeof(e.job) <> 'object' or k.name is not null order by e.place limit 1;
+  if found then
+    perform howdah.refuse(array['JB002', case wrong.type when 'object' then format('has an unknown argument %L', wrong.name)
+      else format('must be a JSON object, not %s', wrong.type) end, 'the argument names of howdah.enqueue'], format('job %s ', wrong.place));
+  end if;
+  begin                                 -- read once before anything is written: a subtransaction that writes would cost an id
+    perform from jsonb_to_recordset(jobs) as (kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
+      max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
+      limits text[], fifo_key text, expires_at timestamptz, headers jsonb);
+  exception when data_exception then
+    perform howdah.refuse_types(jobs);
+    raise;
+  end;
+
+  return query
+  with given as materialized (          -- numbered before any join, so that ids follow the array's order
+    select g.*, case when g.unique_key is null then nextval('howdah.jobs_id_seq') end as new_id,
+           coalesce(g.run_at, clock_timestamp() + g.delay) as wanted
+    from rows from (jsonb_to_recordset(jobs) as (kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
+      max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
+      limits text[], fifo_key text, expires_at timestamptz, headers jsonb)) with ordinality
+      as g(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key, on_conflict, subject, depends_on, batch,
+      limits, fifo_key, expires_at, headers, place)),
+  checked as materialized (
+    select g.*, k.name as known_as, k.queue as known_queue, k.priority as known_priority, k.max_attempts as known_attempts, k.timeout as known_timeout,
+           case when g.wanted > clock_timestamp() then g.wanted end as due,
+           coalesce(
+             howdah.argument_problem(g.kind, coalesce(g.payload, '{}'), g.queue, g.priority, g.run_at, g.delay, g.max_attempts, g.timeout, g.unique_key,
+               coalesce(g.on_conflict, 'skip'), g.subject, g.depends_on, g.batch, g.limits, g.fifo_key, g.expires_at, g.headers),
+             case when k.name is null and known_only then
+               array['JB004', format('kind %L was never registered', g.kind), 'run howdah register, or start a worker that has it'] end,
+             case when k.fields <> '{}' then
+               array['JB003', g.kind || ': ' || howdah.field_problem(k.fields, coalesce(g.payload, '{}'), interval '10 minutes'), 'see the schema in howdah.kinds'] end
+           ) as problem
+    from given g left join howdah.kinds k on k.name = g.kind),
+  fresh as (
+    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers)
+    overriding system value
+    select c.new_id, coalesce(c.queue, c.known_queue, 'default'), c.kind, coalesce(c.payload, '{}'), coalesce(c.priority, c.known_priority, 0), c.due,
+           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers
+    from checked c
+    where c.unique_key is null and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
+    order by c.place)
+  select c.place, c.new_id, true from checked c where c.unique_key is null
+  union all
+  select c.place, e.id, e.created
+  from (select * from checked k where k.unique_key is not null
+          and howdah.refuse(case when k.problem[2] is not null then k.problem end, format('job %s: ', k.place)) is null
+        order by k.unique_key, k.place) c
+  cross join lateral howdah.enqueue(c.kind, coalesce(c.payload, '{}'), c.queue, c.priority, c.run_at, c.delay, c.max_attempts, c.timeout, c.unique_key,
+    coalesce(c.on_conflict, 'skip'), c.subject, expires_at => c.expires_at, headers => c.headers) e
+  order by 1;
+
+  perform howdah.wake_all();
+  if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform pg_notify('howdah_control', 'due'); end if;
+end $$;
+
+-- One event for the coalescing: all events of a kind and key that are committed within `delay` of the first become one
+-- job with the last payload. After every committed event a run starts that began after that commit, and there is at
+-- most one run per key and delay. Callers never wait for one another: this only appends.
+create function howdah.enqueue_coalesced(kind text, payload jsonb default '{}', key text default '', delay interval default '0',
+  queue text default null, priority int default null, subject text default null)
+returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+#variable_conflict use_column
+declare
+  problem text[];
+  fields  jsonb;
+  due     timestamptz := clock_timestamp() + greatest(coalesce(delay, '0'), interval '0');
+begin
+  problem := howdah.argument_problem(kind, payload, queue, priority, null, delay, null, null, null, 'skip', subject, null, null, null, null, null, null);
+  if problem is null and (key is null or length(key) > 500) then
+    problem := array['JB002', case when key is null then 'key is null' else format('key has %s characters', length(key)) end, 'at most 500 characters'];
+  end if;
+  if problem is null then
+    select k.fields into fields from howdah.kinds k where k.name = enqueue_coalesced.kind;
+    if not found and (select s.strict_kinds from howdah.settings s) then
+      problem := array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it'];
+    elsif fields <> '{}' then
+      problem := array['JB003', kind || ': ' || howdah.field_problem(fields, payload, interval '10 minutes'), 'see the schema in howdah.kinds'];
+    end if;
+  end if;
+  if problem[2] is not null then perform howdah.refuse(problem); end if;
+
+  if due < coalesce((select e.due_at from howdah.events e order by e.due_at limit 1), 'infinity') then
+    perform pg_notify('howdah_control', 'due');
+  end if;
+  insert into howdah.events (due_at, priority, kind, key, queue, subject, payload)
+  values (due, enqueue_coalesced.priority, enqueue_coalesced.kind, enqueue_coalesced.key, enqueue_coalesced.queue, enqueue_coalesced.subject, enqueue_coalesced.payload);
+end $$;
+
+-- A job's way through a worker: claim, start, ack; and what makes jobs ready: promote, coalesce, rescue.
+
+-- Takes ready jobs for one worker under one new lease: of each queue at most its room, the most urgent first, oldest
+-- first within a priority. Where it looks is said by the lines: line i walks queue line_queues[i] from just behind
+-- (line_ranks[i], line_pasts[i]) to the end of rank line_uptos[i], a rank being 10 - priority. A look from the start is
+-- the one line (-1, 0, 10).
+--
+-- The plan is pinned, whatever the statistics say: index order is claim order, and with a sort, a bitmap or another index
+-- a claim reads the whole queue (717 ms for 100 rows at a million). `materialized` keeps the limit beneath the lock.
+-- Claims touch no indexed column, see howdah.jobs.
+create function howdah.claim_ready(worker bigint, lease bigint, kinds text[], queues text[], rooms int[],
+  line_queues text[], line_ranks int[], line_pasts bigint[], line_uptos int[])
+returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
+language plpgsql
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+  moment timestamptz := clock_timestamp();
+begin
+  return query
+  with wanted as (
+    select * from unnest(claim_ready.queues, claim_ready.rooms) as w(queue, room)),
+  line as (
+    select * from unnest(claim_ready.line_queues, claim_ready.line_ranks, claim_ready.line_pasts, claim_ready.line_uptos) as l(queue, rank, past, upto)),
+  picked as materialized (
+    select next.at
+    from wanted cross join lateral (
+      select one.at
+      from line cross join lateral (
+        select j.ctid as at
+        from howdah.jobs j
+        where j.queue = line.queue and j.due_at is null and not j.suspect
+          and ((10 - j.priority), j.id) > (line.rank, line.past) and (10 - j.priority) <= line.upto
+          and j.lease is null and j.kind = any (claim_ready.kinds)
+        order by (10 - j.priority), j.id
+        limit wanted.room
+        for update skip locked) one
+      where line.queue = wanted.queue
+      limit wanted.room) next
+    where not exists (select from howdah.queues q where q.name = wanted.queue and q.paused_at is not null))
+  update howdah.jobs j
+  set lease = claim_ready.lease, leased_by = claim_ready.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at)
+  from picked where j.ctid = picked.at
+  returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
+    greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
+    j.subject, j.headers, j.created_at, j.crashes;
+end $$;
+
+-- Takes one suspect. Its start is written by a statement of its own, right before its handler is called: a suspect that
+-- only waited when its worker died has brought down nobody.
+create function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], queues text[])
+returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
+language plpgsql
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+  moment timestamptz := clock_timestamp();
+begin
+  return query
+  with picked as materialized (
+    select j.ctid as at
+    from howdah.jobs j
+    where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.lease is null and j.kind = any (claim_suspect.kinds)
+      and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
+    order by (10 - j.priority), j.id
+    limit 1
+    for update skip locked)
+  update howdah.jobs j
+  set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at)
+  from picked where j.ctid = picked.at
+  returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
+    greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
+    j.subject, j.headers, j.created_at, j.crashes;
+end $$;
+
+-- The list of errors with one more: the last ten, each knowing its attempt and time.
+create function howdah.with_error(errors jsonb, error jsonb, attempt smallint, at timestamptz) returns jsonb language sql immutable parallel safe as $$
+select case when error is null then errors
+  else (case when jsonb_array_length(errors) >= 10 then errors - 0 else coalesce(errors, '[]') end)
+    || jsonb_build_array(error || jsonb_build_object('attempt', attempt, 'at', at)) end $$;
+
+-- Writes what came of attempts, all fenced by (id, lease), and returns the ids that it wrote. The others are busy
+-- (somebody holds the row this moment), repeated or lost: howdah.ack_fate tells. It never waits: an ack that waits for a
+-- row that a user's open transaction holds would hold up all the others.
+--   completed, dead, cancelled   end the job; errors[i] is the error, for cancelled {"by", "reason"}
+--   retried, snoozed             send it back after delays[i] seconds; a snoozed attempt is not counted
+--   released                     gives it back unharmed: attempt not counted, still a suspect if it was one
+--   rescued, crashed             the same after its worker died: as a suspect; or dead, one crash more
+-- ages[i] is how many seconds ago the handler started, runs[i] how long it ran; null: it never started. progresses[i], if any, is the
+-- last one. With keep false no history is kept.
+create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], results jsonb[], errors jsonb[], delays float8[], ages float8[], runs float8[],
+  progresses jsonb[], keep boolean)
+returns setof bigint language plpgsql as $$
+#variable_conflict use_column
+declare
+  moment timestamptz := clock_timestamp();
+begin
+  return query
+  with done as materialized (
+    select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.ages, ack.runs, ack.progresses)
+      as d(id, lease, outcome, result, error, delay, age, run, progress) order by d.id),
+  held as materialized (
+    select locked.at, d.id, d.lease, d.result, d.delay, d.age, d.run, d.progress, coalesce(stop.outcome, d.outcome) as outcome, coalesce(stop.error, d.error) as error
+    from done d cross join lateral (
+      select j.ctid as at from howdah.jobs j where j.id = d.id and j.lease = d.lease for update skip locked) locked
+    left join lateral (               -- a job that would come back, and that somebody wants cancelled, does not come back
+      select 'cancelled' as outcome, jsonb_build_object('by', s.by, 'reason', s.reason) as error
+      from howdah.signals s where s.job_id = d.id and d.outcome in ('retried', 'snoozed', 'released', 'rescued') order by s.id limit 1) stop on true),
+  gone as (
+    delete from howdah.jobs j using held d where j.ctid = d.at and d.outcome in ('completed', 'dead', 'cancelled', 'crashed')
+    returning j.*, d.outcome, d.result, d.error, d.progress as last_progress, d.run,
+      greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began, d.age is null and j.started_at is null as unstarted),
+  kept as (
+    insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
+      cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
+    select g.id, g.queue, g.kind, g.payload, g.priority, g.attempt, g.max_attempts, g.crashes + (g.outcome = 'crashed')::int,
+      case when g.outcome <> 'crashed' then g.lease end, g.leased_by,
+      case g.outcome when 'crashed' then 'dead' else g.outcome end, g.result,
+      howdah.with_error(g.errors, case when g.outcome <> 'cancelled' then g.error end, g.attempt, moment), coalesce(g.last_progress, g.progress),
+      case when g.outcome = 'cancelled' then g.error ->> 'by' end, case when g.outcome = 'cancelled' then g.error ->> 'reason' end,
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
+      case when not g.unstarted then g.began end, greatest(g.began, g.claimed_at, least(moment, g.began + g.run * interval '1 second'))
+    from gone g where ack.keep),
+  back as (
+    update howdah.jobs j
+    set lease = null, leased_by = null, claimed_at = null, started_at = null,
+      last_lease = case d.outcome when 'rescued' then j.last_lease else d.lease end,  -- its own worker has lost it, whatever it acks later
+      attempt = case d.outcome when 'retried' then j.attempt else j.attempt - 1 end,
+      due_at = case when d.outcome in ('retried', 'snoozed') and d.delay > 0 then moment + d.delay * interval '1 second' end,
+      ready_at = case when d.outcome in ('retried', 'snoozed') then moment + greatest(d.delay, 0) * interval '1 second' else j.ready_at end,
+      suspect = d.outcome = 'rescued' or (d.outcome = 'released' and j.suspect),
+      crashes = j.crashes + (d.outcome = 'rescued' and j.suspect and j.started_at is not null)::int,
+      errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress)
+    from held d where j.ctid = d.at and d.outcome in ('retried', 'snoozed', 'released', 'rescued')
+    returning j.id)
+  select g.id from gone g union all select b.id from back b;
+end $$;
+
+-- What became of acks that howdah.ack did not write: busy (try again), done (an earlier try wrote it) or lost. With no
+-- history kept, an ack that was sent before and is now nowhere counts as done.
+create function howdah.ack_fate(ids bigint[], leases bigint[], sent_before boolean[], keep boolean)
+returns table (id bigint, fate text) language sql stable as $$
+select a.id,
+  case when j.lease = a.lease then 'busy'
+       when j.last_lease = a.lease then 'done'
+       when j.id is null and exists (select from howdah.job_history h where h.id = a.id and h.lease = a.lease) then 'done'
+       when j.id is null and not keep and a.sent_before then 'done'
+       else 'lost' end
+from unnest(ids, leases, sent_before) as a(id, lease, sent_before) left join howdah.jobs j on j.id = a.id $$;
+
+-- Completes one job inside the caller's transaction, so that what the caller wrote and the completion commit together.
+-- Call it last: the job's row is locked from here to the commit. Refused (JB008) if the lease is not the current one.
+-- `run` is how long the work took, in seconds; null: since the claim.
+create function howdah.complete(job_id bigint, lease bigint, result jsonb default null, run float8 default null,
+  progress jsonb default null) returns text
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+declare
+  keep boolean := coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off';
+begin
+  -- This waits, unlike the ack: only the engine locks a running row, and only for a moment.
+  select coalesce(run, extract(epoch from clock_timestamp() - j.claimed_at)) into run
+    from howdah.jobs j where j.id = job_id and j.lease = complete.lease for update;
+  if found then
+    perform howdah.ack(array[job_id], array[complete.lease], array['completed'], array[result], array[null::jsonb], array[null::float8], array[run], array[run],
+      array[progress], keep);
+    return 'completed';
+  elsif exists (select from howdah.job_history h where h.id = job_id and h.lease = complete.lease and h.state = 'completed') then
+    return 'completed';                            -- a repeat after a lost reply
+  end if;
+  perform howdah.refuse(array['JB008', format('job %s is not held under lease %s any more', job_id, complete.lease), 'stop working on it: somebody else has it, or it has ended']);
+end $$;
+
+-- Makes due jobs claimable, at most `count`, and tells how many it made and in how many seconds the next is due.
+-- now() and not clock_timestamp(): a volatile bound cannot be an index condition. The plan is pinned as the claim's is.
+create function howdah.promote(count int, out promoted int, out next_in float8) language plpgsql
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+  queues text[];
+begin
+  with due as materialized (
+    select j.ctid as at from howdah.jobs j where j.due_at <= now() order by j.due_at limit promote.count for update skip locked),
+  ready as (
+    update howdah.jobs j set due_at = null, ready_at = greatest(j.ready_at, j.due_at) from due where j.ctid = due.at returning j.queue)
+  select count(*), array_agg(distinct r.queue) into promoted, queues from ready r;
+  if promoted > 0 then
+    perform howdah.wake(q.name) from unnest(queues) q(name);
+  end if;
+  select extract(epoch from j.due_at - clock_timestamp()) into next_in from howdah.jobs j where j.due_at < 'infinity' order by j.due_at limit 1;
+end $$;
+
+-- Makes one job of all visible events of each ripe key, and tells how many jobs it made and in how many seconds the next
+-- key is ripe. One at a time: of two at once, one could take a key's old events and the other its new one, which would
+-- be two runs in one delay. The lock is taken in a statement of its own, so that the next one sees what the last did.
+-- The table is mostly empty when its statistics are taken, so the plan is pinned: from the keys to their events by index,
+-- from there by place. A join would compare all with all (20 s for 20,000 events).
+create function howdah.coalesce_events(count int, out made int, out next_in float8) language plpgsql
+set jit = off set enable_seqscan = off as $$
+declare
+  queues text[];
+begin
+  made := 0;
+  if not pg_try_advisory_xact_lock(7316042, 1) then return; end if;
+  with ripe as materialized (
+    select e.kind, e.key from howdah.events e where e.due_at <= now() group by e.kind, e.key
+    order by min(e.due_at) limit coalesce_events.count),
+  gone as (
+    delete from howdah.events e
+    where e.ctid = any (array(select one.at from ripe r cross join lateral (
+      select s.ctid as at from howdah.events s where s.kind = r.kind and s.key = r.key offset 0) one))
+    returning e.*),
+  last as (
+    select distinct on (g.kind, g.key) g.*, (min(g.due_at) over (partition by g.kind, g.key)) as ripe_at
+    from gone g order by g.kind, g.key, g.id desc),
+  job as (
+    insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, subject, ready_at)
+    select coalesce(l.queue, k.queue, 'default'), l.kind, l.payload, coalesce(l.priority, k.priority, 0), coalesce(k.max_attempts, 3), k.timeout, l.subject, l.ripe_at
+    from last l left join howdah.kinds k on k.name = l.kind order by l.id
+    returning queue)
+  select count(*), array_agg(distinct j.queue) into made, queues from job j;
+  if made > 0 then
+    perform howdah.wake(q.name) from unnest(queues) q(name);
+  end if;
+  select extract(epoch from e.due_at - clock_timestamp()) into next_in from howdah.events e order by e.due_at limit 1;
+end $$;
+
+-- A worker says that it lives. No row: it has been taken for dead, its jobs are others'. `leads`: it does the upkeep
+-- that is needed once for all workers. `suspects` wait to be run, `signals` to be heard by who holds their jobs.
+create function howdah.beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql as $$
+declare
+  lease interval;
+begin
+  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = beat.worker returning w.ttl into lease;
+  if not found then return; end if;
+  update howdah.leader l set worker = beat.worker, until = clock_timestamp() + lease
+    where l.worker = beat.worker or l.until < clock_timestamp();
+  leads := found;
+  suspects := exists (select from howdah.jobs j where j.due_at is null and j.suspect);
+  signals := exists (select from howdah.signals s);
+  return next;
+end $$;
+
+-- Takes back the jobs of the workers that are dead, at most `count` at once, and removes the worker's row when it holds
+-- none any more. A job that had not started comes back unpunished; a suspect whose start was written gets a crash, and
+-- with the second it is dead; an at-most-once job that had started is dead. There is no index to go by, on purpose:
+-- looking at workers comes first, and only a dead one costs a scan.
+create function howdah.rescue(count int default 10000) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
+language plpgsql as $$
+#variable_conflict use_variable
+declare
+  dead howdah.workers;
+  mine record;
+begin
+  for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl
+                and pg_postmaster_start_time() < clock_timestamp() - w.ttl    -- after an outage nobody has had time to beat
+              order by w.id for update skip locked loop
+    select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
+           array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors
+      into mine
+      from (select j.id, j.lease,
+              case when j.started_at is not null and (j.max_attempts = 1 or (j.suspect and j.crashes + 1 >= 2)) then 'crashed' else 'rescued' end as outcome,
+              case when j.max_attempts = 1 then format('worker %s died while it ran, and it may run at most once', dead.name)
+                   else format('worker %s died while it ran alone; it has brought down %s workers', dead.name, j.crashes + 1) end as reason
+            from howdah.jobs j where j.leased_by = dead.id limit rescue.count) j;
+    worker := dead.id; name := dead.name; beat_age := extract(epoch from clock_timestamp() - dead.beat_at);
+    rescued := 0; buried := 0;
+    if mine.jobs > 0 then
+      select count(*) filter (where o.outcome = 'rescued'), count(*) filter (where o.outcome = 'crashed') into rescued, buried
+        from howdah.ack(mine.ids, mine.leases, mine.outcomes, array_fill(null::jsonb, array[mine.jobs::int]), mine.errors,
+               array_fill(null::float8, array[mine.jobs::int]), array_fill(null::float8, array[mine.jobs::int]), array_fill(null::float8, array[mine.jobs::int]),
+               array_fill(null::jsonb, array[mine.jobs::int]), true) a(id)
+        join unnest(mine.ids, mine.outcomes) o(id, outcome) on o.id = a.id;
+    end if;
+    if not exists (select from howdah.jobs j where j.leased_by = dead.id) then
+      delete from howdah.workers w where w.id = dead.id;
+    end if;
+    return next;
+  end loop;
+  if found then
+    perform howdah.wake_all(), pg_notify('howdah_control', 'suspects');
+  end if;
+end $$;
+
+-- Makes the partitions of history from today to `ahead` days on, and tells how many days from today are ready.
+-- Create and attach, never `create … partition of`: attaching lets reads and writes of the parent go on.
+create function howdah.make_partitions(ahead int default 14) returns int
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set lock_timeout = '200ms' as $$
+declare
+  today date := (clock_timestamp() at time zone 'UTC')::date;
+  day   date;
+  name  text;
+begin
+  begin
+    perform pg_advisory_xact_lock(7316042, 2);     -- two makers would wait for each other's names
+  exception when lock_not_available then           -- the other one's work counts once it is committed
+    return (select coalesce(min(n), ahead + 1) from generate_series(0, ahead) n
+            where to_regclass(format('howdah.job_history_%s', to_char(today + n, 'YYYYMMDD'))) is null);
+  end;
+  for day in select today + n from generate_series(0, ahead) n loop
+    name := format('job_history_%s', to_char(day, 'YYYYMMDD'));
+    continue when to_regclass(format('howdah.%I', name)) is not null;
+    begin
+      execute format('create table howdah.%I (like howdah.job_history including all)', name);
+      execute format('alter table howdah.job_history attach partition howdah.%I for values from (%L) to (%L)',
+                     name, to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00', to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00');
+    exception when lock_not_available then
+      return day - today;                          -- tried again later; there are days in hand
+    end;
+  end loop;
+  return ahead + 1;
+end $$;
+
+-- Drops the days of history that are older than `days`, and tells which. Detach, then drop: dropping an attached
+-- partition would hold the parent's lock while the files go.
+create function howdah.drop_partitions(days int) returns setof text
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set lock_timeout = '200ms' as $$
+declare
+  oldest text := format('job_history_%s', to_char((clock_timestamp() at time zone 'UTC')::date - days, 'YYYYMMDD'));
+  name   text;
+begin
+  for name in select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+              where i.inhparent = 'howdah.job_history'::regclass and c.relname < oldest collate "C" order by c.relname loop
+    begin
+      execute format('alter table howdah.job_history detach partition howdah.%I', name);
+      execute format('drop table howdah.%I', name);
+      return next name;
+    exception when lock_not_available then
+      return;                                      -- somebody reads history; tried again later
+    end;
+  end loop;
+end $$;
+
+select howdah.make_partitions();
+
+-- What workers tell of their handlers, and what everybody may ask.
+
+-- Registers kinds: an array of {"name", "fields", "schema", "queue", "priority", "max_attempts", "timeout" (seconds),
+-- "secret"}. A revision older than the one on record changes nothing, so that in a rolling deploy the newest code wins. A field
+-- that a known kind requires from now on carries the time, and is only warned about for ten minutes.
+create function howdah.register(kinds jsonb, revision bigint) returns void
+language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+insert into howdah.kinds as k (name, fields, schema, queue, priority, max_attempts, timeout, secret, revision)
+select n.name, coalesce(n.fields, '{}'), n.schema, n.queue, n.priority, n.max_attempts, n.timeout * interval '1 second', coalesce(n.secret, '{}'), register.revision
+from jsonb_to_recordset(register.kinds) as n(name text, fields jsonb, schema jsonb, queue text, priority smallint, max_attempts smallint, timeout float8, secret text[])
+order by n.name
+on conflict (name) do update set
+  fields = (
+    select coalesce(jsonb_object_agg(f.key, case
+      when (f.value ->> 'required')::boolean and not coalesce((k.fields -> f.key ->> 'required')::boolean, false)
+        then f.value || jsonb_build_object('since', clock_timestamp())
+      when k.fields -> f.key ? 'since' then f.value || jsonb_build_object('since', k.fields -> f.key -> 'since')
+      else f.value end), '{}')
+    from jsonb_each(excluded.fields) f),
+  schema = excluded.schema, queue = excluded.queue, priority = excluded.priority, max_attempts = excluded.max_attempts,
+  timeout = excluded.timeout, secret = excluded.secret, revision = excluded.revision,
+  registered_at = case when k.fields is distinct from excluded.fields then clock_timestamp() else k.registered_at end
+where k.revision <= excluded.revision
+$$;
+
+-- Live jobs by queue, kind and state.
+create function howdah.stats() returns table (queue text, kind text, state text, jobs bigint, oldest interval)
+language sql stable security definer set search_path = pg_catalog, howdah, pg_temp as $$
+select j.queue, j.kind, j.state, count(*), clock_timestamp() - min(j.ready_at) from howdah.jobs j group by 1, 2, 3 order by 1, 2, 3 $$;
+
+-- What people and programs may do to jobs and queues: cancel, retry, reschedule, pause, resume.
+
+-- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has locked or deleted it.
+create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns void language sql as $$
+insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
+  cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
+values (job.id, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
+  job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.retried_from, job.timeout,
+  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at)) $$;
+
+-- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and
+-- keeps its true outcome if it ends first; nobody but the engine locks a running row, so the request is a row of signals.
+create function howdah.cancel(job_id bigint, by text default null, reason text default null) returns text
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+declare
+  gone  howdah.jobs;
+  ended text;
+begin
+  delete from howdah.jobs j where j.id = job_id and j.lease is null returning j.* into gone;
+  if found then
+    perform howdah.bury_cancelled(gone, by, reason);
+    return 'cancelled';
+  end if;
+  if exists (select from howdah.jobs j where j.id = job_id) then
+    insert into howdah.signals (job_id, signal, by, reason) values (job_id, 'cancel', by, reason);
+    perform pg_notify('howdah_control', 'cancel');
+    return 'running';
+  end if;
+  select h.state into ended from howdah.job_history h where h.id = job_id;
+  if not found then
+    perform howdah.refuse(array['JB007', format('there is no job %s', job_id), 'its history may have been dropped']);
+  end if;
+  return ended;
+end $$;
+
+-- Cancels every live job of a subject and gives their number.
+create function howdah.cancel_subject(subject text, by text default null, reason text default null) returns bigint
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+declare
+  ended bigint;
+  told  bigint;
+begin
+  with mine as materialized (        -- in id order, as everybody who locks several jobs
+    select j.id from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is null order by j.id for update),
+  gone as (
+    delete from howdah.jobs j using mine where j.id = mine.id and j.lease is null returning j)
+  select count(howdah.bury_cancelled(g.j, by, reason)) into ended from gone g;
+  insert into howdah.signals (job_id, signal, by, reason)
+  select j.id, 'cancel', by, reason from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is not null;
+  get diagnostics told = row_count;
+  if told > 0 then perform pg_notify('howdah_control', 'cancel'); end if;
+  return ended + told;
+end $$;
+
+-- Carries out requests to cancel whose job is no longer running, forgets those whose job has ended, and gives the others:
+-- what a worker compares with the jobs that it holds.
+create function howdah.apply_signals() returns table (job_id bigint, by text, reason text) language plpgsql as $$
+#variable_conflict use_column
+declare
+  one  record;
+  gone howdah.jobs;
+begin
+  for one in select s.job_id, min(s.id) as first from howdah.signals s join howdah.jobs j on j.id = s.job_id
+             where j.lease is null group by s.job_id order by s.job_id loop
+    delete from howdah.jobs j where j.id = (select k.id from howdah.jobs k where k.id = one.job_id and k.lease is null for update skip locked)
+      returning j.* into gone;
+    if found then
+      perform howdah.bury_cancelled(gone, s.by, s.reason) from howdah.signals s where s.id = one.first;
+    end if;
+  end loop;
+  delete from howdah.signals s where not exists (select from howdah.jobs j where j.id = s.job_id);
+  return query select distinct on (s.job_id) s.job_id, s.by, s.reason from howdah.signals s order by s.job_id, s.id;
+end $$;
+
+-- Makes a new job of an ended one, with all its attempts before it, and gives the new id. The old one stays as it was.
+create function howdah.retry(job_id bigint) returns bigint
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+declare
+  old    howdah.job_history;
+  new_id bigint;
+begin
+  select h.* into old from howdah.job_history h where h.id = job_id;
+  if not found then
+    perform howdah.refuse(case when exists (select from howdah.jobs j where j.id = job_id)
+      then array['JB007', format('job %s has not ended yet', job_id), 'only an ended job can be retried']
+      else array['JB007', format('there is no job %s', job_id), 'its history may have been dropped'] end);
+  end if;
+  insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, unique_key, subject, headers, retried_from)
+  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id)
+  on conflict (unique_key) where unique_key is not null do nothing
+  returning id into new_id;
+  if new_id is null then
+    perform howdah.refuse(array['JB005', format('a live job has the unique_key %L', old.unique_key), 'wait for it, or cancel it']);
+  end if;
+  perform howdah.wake(old.queue);
+  return new_id;
+end $$;
+
+-- Moves a queued job to another time. Refused for a running or an ended one.
+create function howdah.reschedule(job_id bigint, run_at timestamptz) returns void
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+declare
+  due   timestamptz := case when run_at > clock_timestamp() then run_at end;
+  queue text;
+begin
+  if run_at is null or run_at in ('infinity', '-infinity') then
+    perform howdah.refuse(array['JB002', format('run_at is %L', run_at), 'a time that comes']);
+  end if;
+  update howdah.jobs j set due_at = due, ready_at = coalesce(due, clock_timestamp())
+    where j.id = job_id and j.lease is null and j.due_at is distinct from 'infinity' returning j.queue into queue;
+  if not found then
+    perform howdah.refuse(array['JB007', format('job %s is not queued', job_id), 'only a queued job can be moved']);
+  end if;
+  if due is null then perform howdah.wake(queue); else perform pg_notify('howdah_control', 'due'); end if;
+end $$;
+
+-- Stops the claims of a queue; what runs goes on. Claims look at this themselves, so it holds from the commit on.
+create function howdah.pause(queue text, by text default null) returns void
+language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+insert into howdah.queues as q (name, paused_at, paused_by) values (pause.queue, clock_timestamp(), pause.by)
+on conflict (name) do update set paused_at = coalesce(q.paused_at, excluded.paused_at), paused_by = coalesce(q.paused_by, excluded.paused_by) $$;
+
+-- Lets a queue be claimed again, and wakes its workers.
+create function howdah.resume(queue text) returns void
+language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+update howdah.queues q set paused_at = null, paused_by = null where q.name = resume.queue;
+select pg_notify('howdah', resume.queue) $$;

@@ -1,0 +1,168 @@
+"""Under load, with real faults: every job ends exactly once, whoever is killed and whatever line is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.cluster import Database, connect_to
+from support.daemon import howdah
+from support.eventually import aeventually
+from support.facts import RECORD, each_ended_once, end_of, is_empty, make_runs, runs
+from support.jobs import enqueue, enqueue_many
+from support.proxy import proxied
+
+from howdah.embedded import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import asyncpg
+    from conftest import StartDaemon
+
+TTL = 2
+
+#: Half of the jobs do nothing, a tenth takes a while, some write in a transaction with their completion.
+MIXED = """
+@handler("work")
+async def work(job: Job) -> dict[str, Any]:
+    if job.payload["n"] % 10 == 0:
+        await asyncio.sleep(0.05)
+    return {"n": job.payload["n"]}
+
+@handler("effect", transaction=True, max_attempts=50, backoff=lambda attempt: 0.05)
+async def effect(job: Job, connection: asyncpg.Connection) -> None:
+    await connection.execute("insert into public.effects (job) values ($1)", job.id)
+"""
+
+
+def jobs(count: int, kind: str = "work") -> list[dict[str, Any]]:
+    return [{"kind": kind, "payload": {"n": n}} for n in range(count)]
+
+
+async def test_the_jobs_of_a_killed_daemon_are_completed_by_the_other_and_no_attempt_is_counted(
+    daemon: StartDaemon, connection: asyncpg.Connection
+) -> None:
+    await make_runs(connection)
+    first = await daemon(RECORD, queues="default:10", lease_ttl=TTL)
+    second = await daemon(RECORD, queues="default:10", lease_ttl=TTL)
+    rows = await enqueue_many(connection, *([{"kind": "record", "payload": {"seconds": 0.1}}] * 150))
+    await aeventually(lambda: has_run(connection, first.process.pid))
+    held = await aeventually(lambda: held_by(connection, first.worker))
+    first.kill()
+    await aeventually(lambda: is_empty(connection), timeout=20)
+
+    assert await each_ended_once(connection, [row["id"] for row in rows])
+    assert await connection.fetch("select distinct attempt, crashes from howdah.job_history") == [(1, 0)]
+    # What had ended before its row could say so is held by the dead one, too; all of it was done again by the other.
+    rescued = sum(line["jobs"] for line in second.log_events("rescued"))
+    assert 0 < rescued <= len(rows)
+    assert await second.metric("howdah_rescued_total") == rescued
+    workers = await connection.fetch("select distinct leased_by from howdah.job_history where id = any ($1)", held)
+    assert (second.worker,) in [tuple(row) for row in workers]
+    assert await connection.fetchval("select count(*) from howdah.workers") == 1
+
+
+async def test_a_wire_that_breaks_at_random_loses_and_doubles_nothing(
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+) -> None:
+    await connection.execute("create table public.effects (job bigint)")
+    async with proxied(database.url) as wire:
+        worker = await daemon(MIXED, url=wire.url, queues="default:50", poll_interval=60)
+        rows = await enqueue_many(connection, *jobs(5000), *jobs(200, "effect"))
+        # An answer that is lost is what matters: what it told of has happened.
+        wire.lose_answers, wire.lose_questions = 0.02, 0.005
+        wire.cuts = 0
+        await aeventually(lambda: is_almost_empty(connection, 20), timeout=45)
+        wire.lose_answers = wire.lose_questions = 0.0
+        await aeventually(lambda: is_empty(connection), timeout=20)
+        cuts = wire.cuts
+        assert await each_ended_once(connection, [row["id"] for row in rows])
+        assert cuts > 5
+        reconnects = await worker.metrics()
+        assert sum(value for name, value in reconnects.items() if name.startswith("howdah_reconnects_total")) > 3
+        effects = [row["job"] for row in await connection.fetch("select job from public.effects order by job")]
+        assert effects == sorted(row["id"] for row in rows[5000:])
+        assert await worker.stop() == 0
+
+
+async def test_a_server_that_crashes_under_load_loses_and_doubles_nothing(
+    daemon: StartDaemon, server: EmbeddedPostgres
+) -> None:
+    database = Database(server.url(), "postgres")
+    connection = await connect_to(database)
+    await connection.execute("create table public.effects (job bigint)")
+    worker = await daemon(MIXED, url=database.url, queues="default:50", poll_interval=60)
+    rows = await enqueue_many(connection, *jobs(3000), *jobs(200, "effect"))
+    ids = [row["id"] for row in rows]
+    await aeventually(lambda: has_history(connection, 300))
+    for _ in range(2):
+        await asyncio.to_thread(server.restart, immediate=True)
+        connection.terminate()
+        connection = await connect_to(database)
+        back = time.monotonic()
+        await end_of(connection, await enqueue_and_note(connection, ids))
+        assert time.monotonic() - back < 2
+    await aeventually(lambda: is_empty(connection), timeout=30)
+    assert await each_ended_once(connection, ids)
+    effects = [row["job"] for row in await connection.fetch("select job from public.effects order by job")]
+    assert effects == sorted(row["id"] for row in rows[3000:])
+    assert await connection.fetchval("select max(crashes) from howdah.job_history") == 0
+    assert await worker.stop() == 0
+    connection.terminate()
+
+
+async def test_terminated_connections_are_made_anew(daemon: StartDaemon, connection: asyncpg.Connection) -> None:
+    worker = await daemon(poll_interval=60)
+    for _ in range(5):
+        await connection.execute(
+            """select pg_terminate_backend(pid) from pg_stat_activity
+            where application_name like 'howdah %' and datname = current_database()"""
+        )
+        rows = await enqueue_many(connection, *jobs(50))
+        await aeventually(lambda rows=rows: have_ended(connection, rows), timeout=3)
+    assert worker.process.poll() is None
+    assert await connection.fetchval("select count(*) from howdah.workers") == 1
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A migrated server of the test's own, which it may crash."""
+    folder = tmp_path / "postgres"
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(parent.stat().st_mode | 0o011)  # the server may run as another user
+    server = EmbeddedPostgres(folder, settings={"shared_buffers": "32MB", "max_connections": "50"})
+    with server:
+        done = howdah("migrate", folder=tmp_path, HOWDAH_DATABASE_URL=server.url())
+        assert done.returncode == 0, done.stderr
+        yield server
+
+
+async def enqueue_and_note(connection: asyncpg.Connection, ids: list[int]) -> int:
+    job = await enqueue(connection, "work", {"n": 1}, priority=10)
+    ids.append(job)
+    return job
+
+
+async def has_run(connection: asyncpg.Connection, pid: int) -> bool:
+    return pid in await runs(connection, "pid")
+
+
+async def held_by(connection: asyncpg.Connection, worker: int) -> list[int]:
+    return [row["id"] for row in await connection.fetch("select id from howdah.jobs where leased_by = $1", worker)]
+
+
+async def is_almost_empty(connection: asyncpg.Connection, left: int) -> bool:
+    return await connection.fetchval("select count(*) from howdah.jobs") <= left
+
+
+async def has_history(connection: asyncpg.Connection, count: int) -> bool:
+    return await connection.fetchval("select count(*) from howdah.job_history") >= count
+
+
+async def have_ended(connection: asyncpg.Connection, rows: list[asyncpg.Record]) -> bool:
+    ids = [row["id"] for row in rows]
+    return await connection.fetchval("select count(*) from howdah.job_history where id = any ($1)", ids) == len(ids)

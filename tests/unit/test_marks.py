@@ -1,0 +1,117 @@
+"""The watermarks of a worker: nothing that may still come to light is passed over, and looks have a budget."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from howdah.marks import BUSY_LOOK_INTERVAL, LAG, LOOK_SHARE, Marks
+from howdah.store import LAST_RANK
+
+QUEUE = "default"
+
+
+def job(number: int, priority: int = 0, queue: str = QUEUE) -> Any:
+    return SimpleNamespace(id=number, priority=priority, queue=queue)
+
+
+def past(marks: Marks, rank: int = LAST_RANK, queue: str = QUEUE) -> int:
+    [stretch] = [stretch for stretch in marks.stretches([queue], look=False) if stretch.rank == rank]
+    return stretch.past
+
+
+def test_a_look_walks_a_queue_from_its_start_to_its_end_and_a_claim_from_the_mark_of_each_rank() -> None:
+    marks = Marks()
+    [stretch] = marks.stretches([QUEUE], look=True)
+    assert (stretch.queue, stretch.rank, stretch.past, stretch.upto) == (QUEUE, -1, 0, LAST_RANK)
+    stretches = marks.stretches([QUEUE], look=False)
+    assert [(stretch.rank, stretch.past, stretch.upto) for stretch in stretches] == [(n, 0, n) for n in range(11)]
+
+
+def test_a_mark_follows_what_was_claimed_once_its_ids_are_settled() -> None:
+    marks = Marks()
+    jobs = [job(number) for number in range(1, 11)]
+    marks.claimed({QUEUE: 10}, jobs, 1000, look=False, began=0, ended=0)
+    assert past(marks) == 0  # a transaction with a smaller id may still be open
+    marks.claimed({QUEUE: 10}, [job(n) for n in range(11, 21)], 1000, look=False, began=2 * LAG, ended=2 * LAG)
+    assert past(marks) == 20
+
+
+def test_a_claim_that_came_back_short_moves_its_mark_to_what_was_settled_and_no_further() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 10}, [], 500, look=False, began=0, ended=0)
+    marks.claimed({QUEUE: 10}, [], 900, look=False, began=2 * LAG, ended=2 * LAG)
+    assert {past(marks, rank) for rank in range(11)} == {500}
+
+
+def test_a_full_claim_says_nothing_of_the_ranks_behind_its_last_job() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 1}, [], 100, look=False, began=0, ended=0)
+    before = {rank: past(marks, rank) for rank in range(11)}
+    marks.claimed({QUEUE: 2}, [job(90, 8), job(95, 5)], 100, look=False, began=1, ended=1)
+    assert past(marks, 2) == 100
+    assert past(marks, 5) == 95
+    assert {rank: past(marks, rank) for rank in range(6, 11)} == {rank: before[rank] for rank in range(6, 11)}
+
+
+def test_a_full_look_that_found_old_jobs_takes_the_mark_down_to_them() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 10}, [], 1000, look=False, began=0, ended=0)
+    marks.claimed({QUEUE: 10}, [], 1000, look=False, began=1, ended=1)
+    assert past(marks) == 1000
+    marks.claimed({QUEUE: 2}, [job(7), job(8)], 1000, look=True, began=2, ended=2)
+    assert past(marks) == 8
+
+
+def test_queues_have_marks_of_their_own() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 1, "mail": 5}, [], 100, look=False, began=0, ended=0)
+    marks.claimed({QUEUE: 1, "mail": 5}, [job(9)], 100, look=False, began=1, ended=1)
+    assert past(marks, queue=QUEUE) == 9
+    assert past(marks, queue="mail") == 100
+
+
+def test_a_look_that_found_nothing_is_followed_by_many_times_its_cost_without_one() -> None:
+    marks = Marks()
+    assert marks.next_look == 0
+    marks.claimed({QUEUE: 10}, [], 0, look=True, began=0, ended=0.01)
+    marks.claimed({QUEUE: 10}, [], 0, look=True, began=1, ended=1.01)
+    assert round(marks.next_look - 1.01, 6) == round(0.01 * LOOK_SHARE, 6)
+
+
+def test_one_look_that_was_slow_by_chance_puts_off_no_other() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 10}, [], 0, look=True, began=0, ended=1)  # the first one plans, and reads cold pages
+    assert marks.next_look == 1
+    marks.claimed({QUEUE: 10}, [], 0, look=True, began=1, ended=1.001)
+    assert marks.next_look < 1.001 + 0.03
+
+
+def test_while_claims_come_back_full_looks_are_rare() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 1}, [job(1)], 10, look=False, began=5, ended=5.001)
+    assert marks.next_look == 5 + BUSY_LOOK_INTERVAL
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10), st.integers(1, 5), st.booleans(), st.floats(0, 0.2)), min_size=1, max_size=60
+    )
+)
+def test_no_mark_ever_passes_a_job_that_was_there_and_not_claimed(
+    steps: list[tuple[int, int, bool, float]],
+) -> None:
+    """A model of one queue without late commits: every unclaimed job lies in front of its rank's mark."""
+    marks, ready, clock = Marks(), [], 0.0
+    for last, (priority, room, look, pause) in enumerate(steps, start=1):
+        ready.append(job(last, priority))
+        clock += pause
+        stretches = {stretch.rank: stretch.past for stretch in marks.stretches([QUEUE], look=look)}
+        seen = [one for one in ready if look or one.id > stretches[LAST_RANK - one.priority]]
+        assert len(seen) == len(ready)
+        claimed = sorted(seen, key=lambda one: (-one.priority, one.id))[:room]
+        ready = [one for one in ready if one not in claimed]
+        marks.claimed({QUEUE: room}, claimed, last, look=look, began=clock, ended=clock)
