@@ -16,7 +16,8 @@
 --   * Refusals have SQLSTATEs of class JB, name the field and carry a hint.
 --
 -- The parts: 1 tables and the view · 2 how work comes in · 3 a job's way through a worker · 4 kinds, and what everybody may
--- ask · 5 what people may do to jobs and queues. After the line below stand the files of sql/migrations, one after the other.
+-- ask · 5 what people may do to jobs and queues. Below the line stand the files of sql/migrations, one after the other:
+--   cd sql && { sed '/^-- =====/q' schema.sql; for file in migrations/*.sql; do echo; cat "$file"; done; } > s && mv s schema.sql
 
 -- ====================================================================================================================
 
@@ -351,6 +352,7 @@ declare
   wrong   text;
   known   howdah.kinds;
   holder  record;
+  home    text;
   due     timestamptz;
 begin
   problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
@@ -398,8 +400,9 @@ begin
     update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority, due_at = due, ready_at = coalesce(due, clock_timestamp()),
       attempt = 0, max_attempts = enqueue.max_attempts, timeout = enqueue.timeout, expires_at = enqueue.expires_at
     where j.id = holder.id and j.lease is null
-    returning j.queue into queue;                  -- a job stays in its queue, and that one is woken
-    exit when found;                               -- else it was claimed or ended meanwhile: look again
+    returning j.queue into home;
+    queue := coalesce(home, queue);                -- a job stays in its queue, and that one is woken
+    exit when home is not null;                               -- else it was claimed or ended meanwhile: look again
   end loop;
 
   if created or on_conflict = 'replace' then
@@ -774,9 +777,11 @@ language plpgsql as $$
 declare
   dead howdah.workers;
   mine record;
+  -- After an outage of the server, or of the wire, nobody has had time to beat.
+  quiet timestamptz := greatest(pg_postmaster_start_time(), (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a));
 begin
   for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl
-                and pg_postmaster_start_time() < clock_timestamp() - w.ttl    -- after an outage nobody has had time to beat
+                and (quiet < clock_timestamp() - w.ttl or w.beat_at = 'epoch')    -- epoch: it has left and said so
               order by w.id for update skip locked loop
     select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
            array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors

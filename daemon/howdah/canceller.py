@@ -53,10 +53,10 @@ class Canceller:
         """Carry requests for as long as the service lives, to the end of its drain."""
         while True:
             try:
-                async with asyncio.timeout(None if self._vitals.listening else DEAF_INTERVAL):
+                async with asyncio.timeout(DEAF_INTERVAL):
                     await self._stir.wait()
             except TimeoutError:
-                if not self._holds_jobs():
+                if self._vitals.listening or not self._holds_jobs():
                     continue
             self._stir.clear()
             try:

@@ -109,6 +109,8 @@ class Listener:
             self._said_deaf = False
             # What was notified meanwhile is lost.
             self._on_wake()
+            self._on_control("cancel")
+            self._on_control("due")
 
     def _deaf(self, error: BaseException) -> None:
         self._vitals.listening = False

@@ -112,6 +112,7 @@ declare
   wrong   text;
   known   howdah.kinds;
   holder  record;
+  home    text;
   due     timestamptz;
 begin
   problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
@@ -159,8 +160,9 @@ begin
     update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority, due_at = due, ready_at = coalesce(due, clock_timestamp()),
       attempt = 0, max_attempts = enqueue.max_attempts, timeout = enqueue.timeout, expires_at = enqueue.expires_at
     where j.id = holder.id and j.lease is null
-    returning j.queue into queue;                  -- a job stays in its queue, and that one is woken
-    exit when found;                               -- else it was claimed or ended meanwhile: look again
+    returning j.queue into home;
+    queue := coalesce(home, queue);                -- a job stays in its queue, and that one is woken
+    exit when home is not null;                               -- else it was claimed or ended meanwhile: look again
   end loop;
 
   if created or on_conflict = 'replace' then

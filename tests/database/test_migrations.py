@@ -216,7 +216,9 @@ async def test_schema_sql_and_the_migrations_give_the_same_database(
     await empty.execute((sql_folder() / "schema.sql").read_text(encoding="utf-8"))
     migrated, read = await catalogue(connection), await catalogue(empty)
     for name in CATALOGUE:
-        assert set(read[name]) ^ set(migrated[name]) == set(), f"{name} differ"
+        assert set(read[name]) ^ set(migrated[name]) == set(), (
+            f"{name} differ; the head of sql/schema.sql says how it is made"
+        )
 
 
 @pytest.mark.parametrize(

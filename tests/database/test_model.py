@@ -262,7 +262,9 @@ class Life(RuleBasedStateMachine):
     def complete(self, which: int) -> None:
         job = nth(self.held(), which)
         for _ in range(2):  # a repeat is told the same
-            said = self.run(self.connection.fetchval("select howdah.complete($1, $2)", job.id, job.lease or job.end_lease))
+            said = self.run(
+                self.connection.fetchval("select howdah.complete($1, $2)", job.id, job.lease or job.end_lease)
+            )
             assert said == "completed"
             if job.end is None:
                 job.finish("completed", job.lease)
@@ -271,7 +273,9 @@ class Life(RuleBasedStateMachine):
     @rule(
         which=which,
         lease=which,
-        outcome=st.sampled_from(["completed", "dead", "cancelled", "retried", "snoozed", "released", "rescued", "crashed"]),
+        outcome=st.sampled_from(
+            ["completed", "dead", "cancelled", "retried", "snoozed", "released", "rescued", "crashed"]
+        ),
     )
     def late_words(self, which: int, lease: int, outcome: str) -> None:
         """Nothing that is said under an old lease changes anything."""

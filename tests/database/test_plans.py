@@ -200,11 +200,14 @@ async def test_no_pinned_plan_is_compiled(connection: asyncpg.Connection) -> Non
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-async def test_claims_are_heap_only_updates(connection: asyncpg.Connection, *, keyed: bool) -> None:
+async def test_claims_are_heap_only_updates(connection: asyncpg.Connection, connect: Connect, *, keyed: bool) -> None:
     """A claim that writes indexes would put a second entry for each job into the one that claims walk.
 
-    Nothing is acked meanwhile: what makes room for the new versions is the free part of each page alone.
+    Somebody holds a snapshot open, so that no old version can be cleared away: what makes room for the new ones is the
+    free part of each page alone.
     """
+    reader = await connect()
+    await reader.execute("begin isolation level repeatable read; select from howdah.jobs")
     jobs, batch = 20_000, 100
     for first in range(0, jobs, 2_000):
         await enqueue_many(

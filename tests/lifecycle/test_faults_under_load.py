@@ -89,6 +89,23 @@ async def test_a_wire_that_breaks_at_random_loses_and_doubles_nothing(
         assert await worker.stop() == 0
 
 
+async def test_with_no_history_kept_an_ack_whose_answer_was_lost_is_no_lost_lease(
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+) -> None:
+    async with proxied(database.url) as wire:
+        worker = await daemon(url=wire.url, queues="default:20", history_days=0)
+        await enqueue_many(connection, *jobs(1500))
+        wire.lose_answers = 0.05
+        await aeventually(lambda: is_almost_empty(connection, 20), timeout=30)
+        wire.lose_answers = 0.0
+        await aeventually(lambda: is_empty(connection), timeout=20)
+        assert wire.cuts > 3
+        assert await worker.stop() == 0
+    assert await connection.fetchval("select count(*) from howdah.job_history") == 0
+    assert worker.log_events("stopped")[0]["processed"] >= 1500
+    assert not worker.log_events("lost lease")
+
+
 async def test_a_server_that_crashes_under_load_loses_and_doubles_nothing(
     daemon: StartDaemon, server: EmbeddedPostgres
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
     from support.daemon import Daemon
+
+log = logging.getLogger("figures")
 
 #: Beyond the drain timeout: a cancelled handler's grace, the last acks, and the way out of a loaded machine.
 GRACE = 8.0
@@ -100,7 +103,7 @@ def thread(job: Job) -> None:
         return await worker.wait(30), time.monotonic() - began
 
     ends = dict(zip(kinds, await asyncio.gather(*map(leave, workers.values())), strict=True))
-    print(f"\nexit code and seconds from SIGTERM, drain timeout 1 s: {ends}")
+    log.warning("exit code and seconds from SIGTERM, drain timeout 1 s: %s", ends)
     assert ends["swallow"][0] == 75
     assert ends["swallow"][1] < 1 + GRACE
     assert ends["block"][0] == 75

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -127,7 +128,9 @@ class Checker:
 
     async def install(self) -> Checker:
         """Make the journal and the audit; before the first job is enqueued."""
-        assert not await self._connection.fetchval("select exists (select from howdah.job_status)"), "too late: jobs exist"
+        assert not await self._connection.fetchval("select exists (select from howdah.job_status)"), (
+            "too late: jobs exist"
+        )
         await self._connection.execute(_SCHEMA)
         return self
 
@@ -273,6 +276,6 @@ def _broken_keys(stories: dict[int, Story]) -> Iterator[str]:
         lives[created["row"]["unique_key"]].append((created["seq"], gone, job_id))
     for key, spans in lives.items():
         spans.sort()
-        for (_, gone, first), (created, _, second) in zip(spans, spans[1:], strict=False):
+        for (_, gone, first), (created, _, second) in pairwise(spans):
             if created < gone:
                 yield f"jobs {first} and {second} were live at once, both with the unique_key {key!r}"
