@@ -102,9 +102,11 @@ begin
     select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.ages, ack.runs, ack.progresses)
       as d(id, lease, outcome, result, error, delay, age, run, progress) order by d.id),
   held as materialized (
-    select locked.at, d.id, d.lease, d.result, d.delay, d.age, d.run, d.progress, coalesce(stop.outcome, d.outcome) as outcome, coalesce(stop.error, d.error) as error
+    select locked.at, d.id, d.lease, d.result, d.delay, d.age, d.run, d.progress, coalesce(stop.error, d.error) as error,
+      -- One attempt too many would break every claim that meets the job.
+      coalesce(stop.outcome, case when d.outcome = 'retried' and locked.spent then 'dead' else d.outcome end) as outcome
     from done d cross join lateral (
-      select j.ctid as at from howdah.jobs j where j.id = d.id and j.lease = d.lease for update skip locked) locked
+      select j.ctid as at, j.attempt >= j.max_attempts as spent from howdah.jobs j where j.id = d.id and j.lease = d.lease for update skip locked) locked
     left join lateral (               -- a job that would come back, and that somebody wants cancelled, does not come back
       select 'cancelled' as outcome, jsonb_build_object('by', s.by, 'reason', s.reason) as error
       from howdah.signals s where s.job_id = d.id and d.outcome in ('retried', 'snoozed', 'released', 'rescued') order by s.id limit 1) stop on true),
@@ -188,7 +190,13 @@ begin
   if promoted > 0 then
     perform howdah.wake(q.name) from unnest(queues) q(name);
   end if;
-  select extract(epoch from j.due_at - clock_timestamp()) into next_in from howdah.jobs j where j.due_at < 'infinity' order by j.due_at limit 1;
+  if promoted = promote.count then
+    next_in := 0;                                  -- there may be more
+  else
+    -- What is due and was passed over is held by somebody's open transaction: waiting for it would be waiting in a circle.
+    select extract(epoch from j.due_at - clock_timestamp()) into next_in
+      from howdah.jobs j where j.due_at > now() and j.due_at < 'infinity' order by j.due_at limit 1;
+  end if;
 end $$;
 
 -- Makes one job of all visible events of each ripe key, and tells how many jobs it made and in how many seconds the next

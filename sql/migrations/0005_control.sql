@@ -1,12 +1,13 @@
 -- What people and programs may do to jobs and queues: cancel, retry, reschedule, pause, resume.
 
 -- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has locked or deleted it.
-create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns void language sql as $$
+create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql as $$
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
   job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.retried_from, job.timeout,
-  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at)) $$;
+  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at))
+returning true $$;
 
 -- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and
 -- keeps its true outcome if it ends first; nobody but the engine locks a running row, so the request is a row of signals.

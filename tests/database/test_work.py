@@ -583,12 +583,25 @@ async def test_a_due_job_becomes_claimable_and_one_that_is_not_due_does_not(conn
 async def test_the_longest_due_are_promoted_first(connection: asyncpg.Connection) -> None:
     late, later, latest = [await due(connection, f"-{n} seconds") for n in (1, 2, 3)]
     promoted, next_in = await promote(connection, 2)
-    assert promoted == 2
-    assert next_in is not None
-    assert next_in < 0
+    assert (promoted, next_in) == (2, 0)
     assert [job.id for job in await claim(connection)] == [later, latest]
     assert await promote(connection) == (1, None)
     assert [job.id for job in await claim(connection)] == [late]
+
+
+async def test_a_due_job_that_somebody_holds_is_not_waited_for_in_a_circle(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    held, future = await due(connection, "-5 seconds"), await due(connection, "1 hour")
+    other = await connect()
+    async with other.transaction():
+        await other.execute("select from howdah.jobs where id = $1 for update", held)
+        promoted, next_in = await promote(connection)
+        assert promoted == 0
+        assert next_in is not None
+        assert 3590 < next_in <= 3600
+    assert await promote_one(connection)
+    assert (await status(connection, future))["state"] == "scheduled"
 
 
 async def test_what_waits_for_something_else_is_never_promoted(connection: asyncpg.Connection) -> None:
