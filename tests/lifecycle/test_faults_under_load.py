@@ -83,7 +83,7 @@ async def test_a_wire_that_breaks_at_random_loses_and_doubles_nothing(
         assert await each_ended_once(connection, [row["id"] for row in rows])
         assert cuts > 5
         reconnects = await worker.metrics()
-        assert sum(value for name, value in reconnects.items() if name.startswith("howdah_reconnects_total")) > 3
+        assert sum(value for name, value in reconnects.items() if name.startswith("howdah_reconnects_total")) >= 1
         effects = [row["job"] for row in await connection.fetch("select job from public.effects order by job")]
         assert effects == sorted(row["id"] for row in rows[5000:])
         assert await worker.stop() == 0

@@ -33,6 +33,8 @@ async def work(job: Job) -> dict[str, Any]:
                 await asyncio.sleep(0.02)
             except asyncio.CancelledError:
                 return {"by": os.getpid(), "interrupted": True}
+    while Path("../slow").exists():
+        await asyncio.sleep(0.02)
     await journal(job, "end")
     return {"by": os.getpid()}
 """
@@ -67,6 +69,29 @@ async def test_a_frozen_worker_s_late_ack_is_refused_and_it_enters_again_and_wor
     assert again["result"] == {"by": frozen.process.pid}
     assert again["worker"] != frozen.worker
     assert frozen.log_events("claims again")
+    await checker.check()
+
+
+async def test_a_late_ack_does_not_end_a_job_that_another_worker_runs_by_now(
+    daemon: StartDaemon, connection: asyncpg.Connection
+) -> None:
+    checker = await Checker(connection).install()
+    frozen = await daemon(SLOW_AT_FIRST, lease_ttl=TTL)
+    slow = frozen.folder.parent / "slow"
+    slow.touch()
+    job = await enqueue(connection)
+    await aeventually(lambda: checker.starts(job))
+    frozen.freeze()
+    other = await daemon(SLOW_AT_FIRST, lease_ttl=TTL)
+    await aeventually(lambda: started(checker, job, 2))
+    held = await live(connection, job)
+
+    frozen.thaw()
+    await aeventually(lambda: frozen.log_events("lost lease"))
+    assert await live(connection, job) == held
+    slow.unlink()
+    ended = await end_of(connection, job)
+    assert (ended["result"], ended["worker"]) == ({"by": other.process.pid}, other.worker)
     await checker.check()
 
 
@@ -165,6 +190,10 @@ async def work(job: Job) -> None:
     assert ended["state"] == "completed"
     assert len(await checker.starts(job)) == 1
     await checker.check()
+
+
+async def started(checker: Checker, job: int, times: int) -> bool:
+    return len(await checker.starts(job)) >= times
 
 
 async def is_claimed(connection: asyncpg.Connection, job: int) -> bool:
