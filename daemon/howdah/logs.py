@@ -11,10 +11,12 @@ import orjson
 
 from howdah.job import current_job, job_fields
 
+LogStyle = Literal["json", "console"]
+
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def configure(*, style: Literal["json", "console"], level: str) -> None:
+def configure(*, style: LogStyle, level: str) -> None:
     """Send every log line of the process to standard error in the given style."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if style == "json" else ConsoleFormatter())

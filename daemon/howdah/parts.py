@@ -50,7 +50,7 @@ class Parts:
         self._loop = asyncio.get_running_loop()
         self._lines = {name: self._line(name, raw_json=name == "claim") for name in ("claim", "ack", "spare")}
         self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
-        self._processes = Processes(config.handlers)
+        self._processes = Processes(config.handlers, log_style=config.log_format, log_level=config.log_level)
         self._pool = HandlerPool(self._url, config.pool_size)
         self.metrics = Metrics()
         self.vitals = Vitals()

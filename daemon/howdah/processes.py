@@ -7,6 +7,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pebble import ProcessExpired, ProcessPool
 
+from howdah import logs
 from howdah.errors import HandlerTimeoutError, HowdahError
-from howdah.job import Cancel, Discard, Job, Snooze
+from howdah.job import Cancel, Discard, Job, Snooze, current_job
 from howdah.jsontext import encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from howdah.logs import LogStyle
     from howdah.registry import Handler, Registry
 
 log = logging.getLogger("howdah.processes")
@@ -43,7 +47,10 @@ _FACTS = (
 class Processes:
     """A pool of processes, made when the first process handler is called."""
 
-    def __init__(self, modules: Sequence[str], *, size: int | None = None) -> None:
+    def __init__(
+        self, modules: Sequence[str], *, log_style: LogStyle = "json", log_level: str = "info", size: int | None = None
+    ) -> None:
+        self._log_setup = (log_style, log_level)
         self._modules = tuple(modules)
         self._size = size or os.cpu_count() or 1
         self._pool: ProcessPool | None = None
@@ -76,7 +83,10 @@ class Processes:
             # forkserver: a child must not inherit our threads' locks, nor our connections.
             context = multiprocessing.get_context("forkserver")
             self._pool = ProcessPool(
-                max_workers=self._size, context=context, initializer=_prepare_child, initargs=(self._modules,)
+                max_workers=self._size,
+                context=context,
+                initializer=_prepare_child,
+                initargs=(os.getpid(), self._modules, *self._log_setup),
             )
         return self._pool
 
@@ -87,12 +97,26 @@ class Processes:
             self._pool.join()
 
 
-def _prepare_child(modules: Sequence[str]) -> None:
+def _prepare_child(daemon: int, modules: Sequence[str], style: LogStyle, level: str) -> None:
+    threading.Thread(target=_end_with, args=(daemon,), daemon=True).start()
+    logs.configure(style=style, level=level)
     # Ctrl-C reaches the whole group; what a child does about it is its parent's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Before the first job, whose time it would cost. A failure here comes again, and is told, with the job.
     with suppress(Exception):
         _load(modules)
+
+
+def _end_with(daemon: int) -> None:
+    """End this process when the daemon is gone: one that is killed must leave nobody behind at work on its jobs.
+
+    The parent is no sign: it is the fork server, which lives for as long as a busy child holds its pipe.
+    """
+    with suppress(OSError):
+        while True:
+            os.kill(daemon, 0)
+            time.sleep(1)
+    os._exit(1)
 
 
 def _load(modules: Sequence[str]) -> Registry:
@@ -111,6 +135,7 @@ def _call_in_child(modules: Sequence[str], facts: dict[str, Any]) -> Any:
     job.payload = handler.validate(job.raw_payload)
     job.headers = orjson.loads(job.raw_headers) if job.raw_headers is not None else {}
     job.cancelled = False
+    current_job.set(job)
     value = handler.function(job)
     # Encoded here, in the child: it may be large, and need not be picklable.
     return value if value is None or isinstance(value, Snooze | Discard | Cancel) else encode(value)

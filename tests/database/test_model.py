@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from support.cluster import connect_to, new_database
 from support.jobs import Ack, Held, ack, claim, claim_suspect, enqueued, fate
 
@@ -110,6 +117,11 @@ class Life(RuleBasedStateMachine):
 
     # -- users
 
+    @initialize(keys=st.lists(st.sampled_from([None, "a", "b"]), min_size=3, max_size=8))
+    def there_is_work(self, keys: list[str | None]) -> None:
+        for key in keys:
+            self.enqueue(key, "skip", 0, later=False, max_attempts=3)
+
     @rule(
         key=st.sampled_from([None, None, "a", "b"]),
         on_conflict=st.sampled_from(["skip", "replace", "error"]),
@@ -117,7 +129,12 @@ class Life(RuleBasedStateMachine):
         later=st.booleans(),
         max_attempts=st.integers(min_value=1, max_value=3),
     )
-    def enqueue(self, key: str | None, on_conflict: str, priority: int, later: bool, max_attempts: int) -> None:  # noqa: FBT001
+    def somebody_enqueues(
+        self, *, key: str | None, on_conflict: str, priority: int, later: bool, max_attempts: int
+    ) -> None:
+        self.enqueue(key, on_conflict, priority, later=later, max_attempts=max_attempts)
+
+    def enqueue(self, key: str | None, on_conflict: str, priority: int, *, later: bool, max_attempts: int) -> None:
         given: dict[str, Any] = {"priority": priority, "max_attempts": max_attempts, "on_conflict": on_conflict}
         given |= {"delay": HOUR} if later else {}
         given |= {"unique_key": key} if key else {}
@@ -146,6 +163,7 @@ class Life(RuleBasedStateMachine):
             job.cancel_asked = True
         assert said == job.state
 
+    @precondition(lambda self: any(job.cancel_asked for job in self.jobs.values()))
     @rule()
     def apply_signals(self) -> None:
         rows = self.run(self.connection.fetch(SQL["apply_signals"]))
@@ -165,8 +183,8 @@ class Life(RuleBasedStateMachine):
             assert new not in self.jobs
             self.jobs[new] = Model(new, job.key, job.priority, job.max_attempts, later=False)
 
-    @rule(paused=st.booleans())
-    def pause_or_resume(self, paused: bool) -> None:  # noqa: FBT001
+    @rule(paused=st.sampled_from([False, False, False, True]))
+    def pause_or_resume(self, *, paused: bool) -> None:
         self.run(self.connection.execute(f"select howdah.{'pause' if paused else 'resume'}('default')"))
         self.paused = paused
 
@@ -185,12 +203,14 @@ class Life(RuleBasedStateMachine):
         assert row["promoted"] == 1
         job.later = False
 
+    @precondition(lambda self: self.live())
     @rule()
     def nothing_is_due(self) -> None:
         assert self.run(self.connection.fetchrow(SQL["promote"], 100))["promoted"] == 0
 
     # -- workers
 
+    @precondition(lambda self: len(self.held()) < 4)
     @rule(worker=workers, count=st.integers(min_value=1, max_value=3))
     def claim(self, worker: str, count: int) -> None:
         expected = self.claimable(suspect=False)[:count]
@@ -199,6 +219,7 @@ class Life(RuleBasedStateMachine):
         for held in taken:
             self.note_claim(held, worker)
 
+    @precondition(lambda self: any(job.suspect for job in self.live()))
     @rule(worker=workers)
     def claim_suspect(self, worker: str) -> None:
         expected = self.claimable(suspect=True)[:1]
@@ -224,12 +245,23 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.held())
     @rule(
         which=which,
-        outcome=st.sampled_from(["completed", "completed", "dead", "cancelled", "retried", "snoozed", "released"]),
-        later=st.booleans(),
+        outcome=st.sampled_from(["completed", "dead", "cancelled"]),
         ran=st.booleans(),
     )
-    def ack(self, which: int, outcome: str, later: bool, ran: bool) -> None:  # noqa: FBT001
-        job = nth(self.held(), which)
+    def ack_the_end(self, *, which: int, outcome: str, ran: bool) -> None:
+        self.ack(nth(self.held(), which), outcome, later=False, ran=ran)
+
+    @precondition(lambda self: self.held())
+    @rule(
+        which=which,
+        outcome=st.sampled_from(["retried", "snoozed", "released"]),
+        later=st.sampled_from([False, False, True]),
+        ran=st.booleans(),
+    )
+    def ack_and_send_back(self, *, which: int, outcome: str, later: bool, ran: bool) -> None:
+        self.ack(nth(self.held(), which), outcome, later=later, ran=ran)
+
+    def ack(self, job: Model, outcome: str, *, later: bool, ran: bool) -> None:
         if outcome == "retried" and job.attempt >= job.max_attempts:
             outcome = "dead"  # the worker's own decision
         assert job.lease is not None
@@ -292,6 +324,7 @@ class Life(RuleBasedStateMachine):
         if not (job.end == "completed" and job.end_lease == stale):
             self.refused("JB008", self.connection.fetchval("select howdah.complete($1, $2)", job.id, stale))
 
+    @precondition(lambda self: self.held())
     @rule(worker=workers)
     def a_worker_dies_and_another_comes(self, worker: str) -> None:
         gone = self.worker_ids[worker]

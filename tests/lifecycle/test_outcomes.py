@@ -678,3 +678,22 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+async def test_a_process_handler_ends_with_its_daemon_and_logs_with_its_jobs_id(
+    daemon: StartDaemon, connection: asyncpg.Connection
+) -> None:
+    worker = await daemon(
+        """
+        @handler("stays", runs_in="process")
+        def stays(job: Job):
+            logging.getLogger("mine").info("here", extra={"child": os.getpid()})
+            time.sleep(600)
+        """
+    )
+    job = await enqueue(connection, "stays")
+    line = await aeventually(lambda: next(iter(worker.log_events("here")), None))
+    assert (line["job"], line["kind"]) == (job, "stays")
+    assert is_alive(line["child"])
+    worker.kill()
+    await aeventually(lambda: not is_alive(line["child"]))
