@@ -106,10 +106,10 @@ async def _measure(config: Config, jobs: int, slots: int, latencies: int) -> Fig
         after = await _counters(connection)
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024 * 1024)
         waits = sorted(await _latencies(config, connection, latencies))
-        version = connection.get_server_version()
+        version = await connection.fetchval("select current_setting('server_version')")
     spent = {name: after[name] - before[name] for name in before}
     return Figures(
-        postgres=f"{version.major}.{version.minor}",
+        postgres=str(version).split()[0],
         jobs=jobs,
         slots=slots,
         enqueued_per_second=round(enqueued),
