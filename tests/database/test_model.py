@@ -121,6 +121,10 @@ class Life(RuleBasedStateMachine):
     def there_is_work(self, keys: list[str | None]) -> None:
         for key in keys:
             self.enqueue(key, "skip", 0, later=False, max_attempts=3)
+        # Every other one has a dead worker behind it already.
+        for job in list(self.jobs.values())[::2]:
+            self.run(self.connection.execute("update howdah.jobs set suspect = true where id = $1", job.id))
+            job.suspect = True
 
     @rule(
         key=st.sampled_from([None, "a", "b"]),
@@ -128,10 +132,13 @@ class Life(RuleBasedStateMachine):
         priority=st.sampled_from([0, 0, 5]),
         later=st.booleans(),
         max_attempts=st.integers(min_value=1, max_value=3),
+        busy=st.booleans(),
     )
     def somebody_enqueues(
-        self, *, key: str | None, on_conflict: str, priority: int, later: bool, max_attempts: int
+        self, *, key: str | None, on_conflict: str, priority: int, later: bool, max_attempts: int, busy: bool
     ) -> None:
+        held = [job.key for job in self.held() if job.key is not None]
+        key = held[0] if busy and held else key  # the key of a running job
         self.enqueue(key, on_conflict, priority, later=later, max_attempts=max_attempts)
 
     def enqueue(self, key: str | None, on_conflict: str, priority: int, *, later: bool, max_attempts: int) -> None:

@@ -84,8 +84,13 @@ async def check(connect: Connect, situation: str, *, looks_over: int = 0) -> Non
     wrong = []
     for mode in MODES:
         for name, (statement, index, bound) in STATEMENTS.items():
-            cost = await measure(connect, statement, index, mode)
             allowed = bound + (looks_over if index == "jobs_claim" else 0)
+            # Every measure leaves rolled-back row versions on the pages that the next one reads. They go as the pages are
+            # read, unless a passing snapshot (autovacuum's, on another table) still could see them: then once more.
+            for _ in range(3):
+                cost = await measure(connect, statement, index, mode)
+                if cost.buffers <= allowed:
+                    break
             if cost.buffers > allowed or (index and (cost.sequential_scans or not cost.index_scans)):
                 wrong.append(f"{name} ({mode}, at most {allowed} by {index}): {cost}")
     assert not wrong, f"{situation}:\n" + "\n".join(wrong)

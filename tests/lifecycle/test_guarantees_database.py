@@ -141,6 +141,47 @@ async def test_a_broken_wire_does_not_make_workers_look_dead_to_one_another(
         await checker.check()
 
 
+async def test_a_worker_that_is_cut_off_lets_its_jobs_go_before_another_takes_them(
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+) -> None:
+    checker = await Checker(connection).install()
+    handlers = JOURNAL.replace('os.environ["HOWDAH_DATABASE_URL"]', repr(database.url)) + """
+@handler("work")
+async def work(job: Job) -> None:
+    await journal(job, "start")
+    try:
+        while not Path("../go").exists():
+            await asyncio.sleep(0.02)
+    finally:
+        await journal(job, "end")
+"""  # fmt: skip
+    async with proxied(database.url) as wire:
+        lonely = await daemon(handlers, url=wire.url, lease_ttl=2)
+        job = await enqueue(connection)
+        await aeventually(lambda: starts_of(checker, [job], 1))
+        other = await daemon(handlers, lease_ttl=2)
+        wire.refusing = True
+        wire.cut()
+        await aeventually(lambda: starts_of(checker, [job], 2))
+        let_go, taken = await connection.fetchrow(
+            """select min(at) filter (where event = 'end') as let_go, max(at) filter (where event = 'start') as taken
+            from public.journal where job_id = $1""",
+            job,
+        )
+        assert let_go is not None
+        assert let_go < taken
+        [line] = lonely.log_events("no beat arrived for long, releasing all jobs")
+        assert line["running"] == [job]
+        (lonely.folder.parent / "go").touch()
+        row = await end_of(connection, job)
+        assert (row["state"], row["attempt"], row["crashes"], row["worker"]) == ("completed", 1, 0, other.worker)
+        # Back on the wire it finds itself taken for dead; its late release is refused.
+        wire.refusing = False
+        await aeventually(lambda: lonely.log_events("taken for dead, entering again"))
+        await aeventually(lambda: lonely.log_events("lost lease"))
+        await checker.check()
+
+
 async def test_users_who_hold_500_running_jobs_do_not_delay_the_acks_of_others(
     daemon: StartDaemon, connection: asyncpg.Connection, connect: Connect
 ) -> None:
