@@ -62,6 +62,7 @@ class Executor:
         self._keep_history = keep_history
         #: The jobs whose handlers run now, by id; only they may be cancelled. Touched by the main loop alone.
         self.running: dict[int, Job[Any]] = {}
+        self._some_run = asyncio.Event()
         #: The calls in threads that have not returned, also those that nobody waits for any more: no thread can be cancelled.
         self.in_threads: set[Future[Any]] = set()
         self._reported: dict[int, Job[Any]] = {}
@@ -82,6 +83,7 @@ class Executor:
         job.deadline = started + (job.timeout or handler.timeout) if handler.runs_in != "process" else inf
         job.task = asyncio.current_task()
         self.running[job.id] = job
+        self._some_run.set()
         self._metrics.wait.labels(job.queue).observe(job.waited + started - job.in_hand_since)
         try:
             outcome = await self._call(job, handler)
@@ -144,6 +146,9 @@ class Executor:
     async def watch(self) -> None:
         """Cancel what runs past its timeout, for as long as the service lives."""
         while True:
+            if not self.running:
+                self._some_run.clear()
+                await self._some_run.wait()
             await asyncio.sleep(WATCH_INTERVAL)
             now = monotonic()
             for job in self.running.values():

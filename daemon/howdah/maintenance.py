@@ -96,13 +96,11 @@ class Maintenance:
 
     async def _make_ready(self) -> tuple[int, float]:
         """Make ready what is due; gives how many jobs, and the seconds until the next is due."""
-        promoted, next_job = await self._store.promote(PROMOTE_BATCH)
-        made, next_event = await self._store.coalesce_events(PROMOTE_BATCH)
-        if promoted or made:
+        made, nexts = await self._store.make_ready(PROMOTE_BATCH)
+        if made:
             self._on_ready()
         # A millisecond late rather than early: an early look finds nothing and has to come again.
-        waits = [max(moment, 0.0) + 0.001 for moment in (next_job, next_event) if moment is not None]
-        return promoted + made, min(waits, default=DUE_INTERVAL)
+        return made, min((max(moment, 0.0) + 0.001 for moment in nexts), default=DUE_INTERVAL)
 
     async def _rescue(self) -> float:
         """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""

@@ -136,15 +136,10 @@ class Store:
 
     # -- upkeep
 
-    async def promote(self, count: int) -> tuple[int, float | None]:
-        """Make due jobs claimable; gives how many, and the seconds until the next is due."""
-        row = (await self._line.fetch(SQL["promote"], count))[0]
-        return row[0], row[1]
-
-    async def coalesce_events(self, count: int) -> tuple[int, float | None]:
-        """Make jobs of ripe events; gives how many, and the seconds until the next key is ripe."""
-        row = (await self._line.fetch(SQL["coalesce_events"], count))[0]
-        return row[0], row[1]
+    async def make_ready(self, count: int) -> tuple[int, list[float]]:
+        """Make due jobs claimable, and jobs of ripe events; gives how many, and the seconds until the next ones of either."""
+        promoted, made, *nexts = (await self._line.fetch(SQL["make_ready"], count))[0]
+        return promoted + made, [moment for moment in nexts if moment is not None]
 
     async def rescue(self, count: int) -> tuple[list[dict[str, Any]], float | None]:
         """Take back the jobs of dead workers; gives a dict for each of them, and the seconds until the next can be dead."""
