@@ -34,6 +34,8 @@ POLL_GROWTH = 1.5
 STEADY = 0.1
 #: After a statement that found no database, in seconds; the connection itself waits for as long as it takes.
 RETRY_PAUSE = 0.05
+#: For the claim of a suspect that is on its way when the drain begins, in seconds.
+LANE_GRACE = 0.5
 #: While nobody hears wakes, polls are at most so many seconds apart.
 DEAF_POLL = 0.2
 
@@ -145,7 +147,8 @@ class Claimer:
                 self._asleep = False
                 await asyncio.sleep(RETRY_PAUSE)
         if self._lane is not None:
-            await self._lane
+            # For a claim that is on its way. A suspect that runs is the drain's to wait for.
+            await asyncio.wait({self._lane}, timeout=LANE_GRACE)
 
     def _plan(self) -> Plan | None:
         """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short."""

@@ -73,7 +73,7 @@ class Executor:
         job.started = monotonic()
         refusal = self._prepare(job, handler)
         if refusal is not None or handler is None:
-            self._finish(job, refusal or self._released(job))
+            self._finish(job, refusal or released(job))
             return
         if job.start_first and not await self._write_start(job):
             self._note_lost(job)
@@ -271,7 +271,7 @@ class Executor:
             return self._failed(job, handler, HandlerTimeoutError(job.kind, job.timeout or handler.timeout))
         if job.cancelled:
             return self._cancelled(job, job.cancel_by, job.cancel_reason)
-        return self._released(job) if job.interrupted else self._failed(job, handler, error)
+        return released(job) if job.interrupted else self._failed(job, handler, error)
 
     def _dead(self, job: Job[Any], error: bytes) -> Attempt:
         return Attempt(job.id, job.lease, "dead", None, error, None, job.started, monotonic())
@@ -288,9 +288,6 @@ class Executor:
             monotonic(),
         )
 
-    def _released(self, job: Job[Any]) -> Attempt:
-        return Attempt(job.id, job.lease, "released", None, None)
-
     def _note_lost(self, job: Job[Any]) -> None:
         self._metrics.lost_leases.inc()
         log.warning("lost lease", extra=job_fields(job))
@@ -304,6 +301,14 @@ class Executor:
         self._metrics.finished.labels(job.queue, job.kind, attempt.outcome).inc()
         if attempt.started is not None and attempt.ended is not None:
             self._metrics.run.labels(job.kind).observe(attempt.ended - attempt.started)
+
+
+def released(job: Job[Any]) -> Attempt:
+    """Give a job back unharmed; but one that may run at most once, and has started, is dead: it may not start again."""
+    if job.max_attempts == 1 and job.told_start:
+        error = describe_error("Interrupted", "its worker left while it ran, and it may run at most once")
+        return Attempt(job.id, job.lease, "dead", None, error, None, job.started, monotonic())
+    return Attempt(job.id, job.lease, "released", None, None)
 
 
 def _call_in_thread(function: Callable[[Job[Any]], Any], job: Job[Any]) -> Any:

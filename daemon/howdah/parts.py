@@ -13,9 +13,8 @@ from howdah.claimer import Claimer
 from howdah.database import Line
 from howdah.endpoint import Endpoint
 from howdah.errors import ConfigError
-from howdah.executor import Executor
+from howdah.executor import Executor, released
 from howdah.heartbeat import Heartbeat
-from howdah.job import Attempt
 from howdah.lifeline import Lifeline
 from howdah.listener import Listener
 from howdah.maintenance import Maintenance
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from howdah.config import Config
-    from howdah.job import Job
+    from howdah.job import Attempt, Job
     from howdah.registry import Registry
 
 log = logging.getLogger("howdah.parts")
@@ -141,9 +140,9 @@ class Parts:
             self.maintenance.due(attempt.delay)
 
     def release(self, jobs: Iterable[Job[Any]]) -> None:
-        """Give jobs back that have not started."""
+        """Give jobs back: those that have not started, or whose handlers do not end."""
         for job in jobs:
-            self.put(Attempt(job.id, job.lease, "released", None, None))
+            self.put(released(job))
 
     async def close(self) -> None:
         """Hang up all connections and end threads and processes."""

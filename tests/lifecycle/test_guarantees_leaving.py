@@ -158,3 +158,23 @@ async def has_started(checker: Checker, jobs: list[int], count: int) -> bool:
 async def standings(connection: asyncpg.Connection, jobs: list[int]) -> list[tuple[str, int, int]]:
     rows = [await live(connection, job) for job in jobs]
     return [(row["state"], row["attempt"], row["crashes"]) for row in rows if row is not None]
+
+
+async def test_a_job_that_may_run_at_most_once_does_not_run_again_after_a_drain_cut_it_short(
+    daemon: StartDaemon, connection: asyncpg.Connection
+) -> None:
+    checker = await Checker(connection).install()
+    handlers = JOURNAL + """
+@handler("once", max_attempts=1)
+async def once(job: Job) -> None:
+    await journal(job, "start")
+    await asyncio.sleep(3600)
+"""  # fmt: skip
+    worker = await daemon(handlers, drain_timeout=0.2)
+    job = await enqueue(connection, "once", max_attempts=1)
+    await aeventually(lambda: has_started(checker, [job], 1))
+    worker.terminate()
+    assert await worker.wait(15) == 0
+    row = await end_of(connection, job)
+    assert row["state"] == "dead"
+    assert "at most once" in row["error"]
