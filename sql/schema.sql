@@ -60,7 +60,7 @@ create table howdah.jobs (
   lease         bigint,              -- null unless claimed; new for every claim; every write of a worker is fenced by it
   leased_by     bigint,              -- the worker's id
   last_lease    bigint,              -- the lease that was given back last: tells a repeated ack from a lost lease
-  batch         bigint,
+  batch         bigint,              -- the job behind the group that this one belongs to
   retried_from  bigint,
   timeout       interval,            -- null: the handler's own
   priority      smallint not null default 0,
@@ -101,6 +101,7 @@ create index jobs_suspect on howdah.jobs (queue, (10 - priority), id) where due_
 create index jobs_due on howdah.jobs (due_at) where due_at is not null;
 create unique index jobs_unique_key on howdah.jobs (unique_key) where unique_key is not null;
 create index jobs_subject on howdah.jobs (subject) where subject is not null;
+create index jobs_batch on howdah.jobs (batch) where batch is not null;
 
 -- The ended jobs, a partition a day (UTC), never updated, pruned by dropping partitions. There is no default partition:
 -- it would make every attach and detach lock all of history. An ack that meets a missing day makes it and repeats.
@@ -183,6 +184,8 @@ create table howdah.kinds (
   max_attempts  smallint check (max_attempts >= 1),
   timeout       interval,
   secret        text[]      not null default '{}',
+  last_worker   text,                                   -- the worker that had it and left last
+  last_had_at   timestamptz,
   revision      bigint      not null default 0,         -- of the handlers' code; an older one never overwrites a newer
   registered_at timestamptz not null default clock_timestamp()
 );
@@ -204,6 +207,42 @@ create table howdah.waiters (
   waiter     text        not null,
   until      timestamptz not null,
   primary key (job_id, waiter)
+);
+
+-- What jobs in state waiting wait for: a row for each job that has not ended, or that has failed while its dependent could
+-- not be told. Touched with `skip locked` only, since users' transactions may cancel what waits.
+create table howdah.dependencies (
+  job_id     bigint  not null,                           -- the one that waits
+  depends_on bigint  not null,
+  required   boolean not null,                           -- true: cancelled, too, if the other one dies or is cancelled
+  outcome    text,                                       -- how it ended, if that is known and could not be acted on at once
+  primary key (job_id, depends_on)
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+create index dependencies_on on howdah.dependencies (depends_on);
+
+-- The open batches: groups of jobs with one job behind them, which waits until all have ended. A batch is named by the id
+-- of that job. The row goes when that job is let loose.
+create table howdah.batches (
+  id bigint primary key
+);
+
+-- How members of open batches ended: appended to by every ack that ends some, so that acks never wait for one another,
+-- and added up when the batch is over.
+create table howdah.batch_ends (
+  batch     bigint not null,
+  completed int    not null,
+  dead      int    not null,
+  cancelled int    not null
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+create index batch_ends_batch on howdah.batch_ends (batch);
+
+-- What steps of jobs gave: kept across attempts, pruned with history.
+create table howdah.steps (
+  job_id     bigint      not null,
+  name       text        not null check (length(name) between 1 and 200),
+  result     jsonb       not null,
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (job_id, name)
 );
 
 -- The coalescing table: events, many to a key, of which maintenance makes one job. Only ever appended to by callers, so
@@ -248,7 +287,7 @@ from howdah.job_history h;
 -- it is inlined.
 create function howdah.argument_problem(kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
   max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
-  limits text[], fifo_key text, expires_at timestamptz, headers jsonb)
+  limits text[], fifo_key text, expires_at timestamptz, headers jsonb, on_failed_dependency text default 'cancel')
 returns text[] language sql stable parallel safe as $$
 select case
   when kind is null or kind !~ '^[^[:cntrl:]]{1,100}$'
@@ -281,8 +320,12 @@ select case
     then array['JB002', format('subject has %s characters', length(subject)), '1 to 500']
   when jsonb_typeof(headers) <> 'object'
     then array['JB002', format('headers must be a JSON object, not %s', jsonb_typeof(headers)), 'pass jsonb_build_object(…)']
-  when depends_on is not null then array['JB006', 'depends_on is not available yet', 'leave it out']
-  when batch      is not null then array['JB006', 'batch is not available yet', 'leave it out']
+  when cardinality(depends_on) > 1000
+    then array['JB002', format('depends_on names %s jobs', cardinality(depends_on)), 'at most 1000; for more, a batch']
+  when array_position(depends_on, null) is not null
+    then array['JB002', 'depends_on holds a null', 'ids of jobs']
+  when on_failed_dependency is null or on_failed_dependency not in ('cancel', 'run')
+    then array['JB002', format('on_failed_dependency is %L', on_failed_dependency), 'cancel or run']
   when limits     is not null then array['JB006', 'limits is not available yet', 'leave it out']
   when fifo_key   is not null then array['JB006', 'fifo_key is not available yet', 'leave it out']
 end $$;
@@ -343,7 +386,7 @@ create function howdah.enqueue(kind text, payload jsonb default '{}', queue text
   run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
   unique_key text default null, on_conflict text default 'skip', subject text default null, depends_on bigint[] default null,
   batch bigint default null, limits text[] default null, fifo_key text default null, expires_at timestamptz default null,
-  headers jsonb default null, out id bigint, out created boolean)
+  headers jsonb default null, on_failed_dependency text default 'cancel', out id bigint, out created boolean)
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 #variable_conflict use_column
@@ -356,8 +399,9 @@ declare
   due     timestamptz;
 begin
   problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
-                                     on_conflict, subject, depends_on, batch, limits, fifo_key, expires_at, headers);
+                                     on_conflict, subject, depends_on, batch, limits, fifo_key, expires_at, headers, on_failed_dependency);
   if problem is not null then perform howdah.refuse(problem); end if;
+  if batch is not null then perform howdah.join_batch(batch); end if;
 
   select k.* into known from howdah.kinds k where k.name = enqueue.kind;
   if not found then
@@ -382,9 +426,9 @@ begin
   if due <= clock_timestamp() then due := null; end if;
 
   loop
-    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers)
+    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers, batch, depends_on)
     values (enqueue.queue, enqueue.kind, enqueue.payload, enqueue.priority, due, coalesce(due, clock_timestamp()), enqueue.max_attempts,
-            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers)
+            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers, enqueue.batch, enqueue.depends_on)
     on conflict (unique_key) where unique_key is not null do nothing
     returning id into enqueue.id;
     created := found;
@@ -397,7 +441,8 @@ begin
     continue when not found;                       -- it ended between the two statements
     id := holder.id;
     exit when on_conflict = 'skip' or holder.lease is not null;
-    update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority, due_at = due, ready_at = coalesce(due, clock_timestamp()),
+    update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority,
+      due_at = case when j.due_at = 'infinity' then j.due_at else due end, ready_at = coalesce(due, clock_timestamp()),
       attempt = 0, max_attempts = enqueue.max_attempts, timeout = enqueue.timeout, expires_at = enqueue.expires_at
     where j.id = holder.id and j.lease is null
     returning j.queue into home;
@@ -405,6 +450,9 @@ begin
     exit when home is not null;                               -- else it was claimed or ended meanwhile: look again
   end loop;
 
+  if created and depends_on <> '{}' and howdah.depend(id, depends_on, on_failed_dependency = 'cancel') then
+    return;                                        -- it waits; whoever ends the last of the others lets it loose
+  end if;
   if created or on_conflict = 'replace' then
     if due is null then
       perform howdah.wake(queue);
@@ -431,7 +479,7 @@ begin
     into wrong from jsonb_array_elements(jobs) with ordinality e(job, place)
     left join lateral (select key as name from jsonb_object_keys(case jsonb_typeof(e.job) when 'object' then e.job else '{}' end) key
       where key <> all (array['kind', 'payload', 'queue', 'priority', 'run_at', 'delay', 'max_attempts', 'timeout', 'unique_key', 'on_conflict',
-        'subject', 'depends_on', 'batch', 'limits', 'fifo_key', 'expires_at', 'headers']) limit 1) k on true
+        'subject', 'depends_on', 'batch', 'limits', 'fifo_key', 'expires_at', 'headers', 'on_failed_dependency']) limit 1) k on true
     where jsonb_typeof(e.job) <> 'object' or k.name is not null order by e.place limit 1;
   if found then
     perform howdah.refuse(array['JB002', case wrong.type when 'object' then format('has an unknown argument %L', wrong.name)
@@ -440,27 +488,32 @@ begin
   begin                                 -- read once before anything is written: a subtransaction that writes would cost an id
     perform from jsonb_to_recordset(jobs) as (kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
       max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
-      limits text[], fifo_key text, expires_at timestamptz, headers jsonb);
+      limits text[], fifo_key text, expires_at timestamptz, headers jsonb, on_failed_dependency text);
   exception when data_exception then
     perform howdah.refuse_types(jobs);
     raise;
   end;
 
+  perform howdah.join_batch(b.batch) from (       -- before the jobs are inserted, so that it stays open until they are committed
+    select distinct (e.job ->> 'batch')::bigint as batch from jsonb_array_elements(jobs) e(job) where e.job ->> 'batch' is not null order by 1) b;
+
   return query
   with given as materialized (          -- numbered before any join, so that ids follow the array's order
-    select g.*, case when g.unique_key is null then nextval('howdah.jobs_id_seq') end as new_id,
+    select g.*, g.unique_key is null and coalesce(g.depends_on, '{}') = '{}' as plain,
+           case when g.unique_key is null and coalesce(g.depends_on, '{}') = '{}' then nextval('howdah.jobs_id_seq') end as new_id,
            coalesce(g.run_at, clock_timestamp() + g.delay) as wanted
     from rows from (jsonb_to_recordset(jobs) as (kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
       max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
-      limits text[], fifo_key text, expires_at timestamptz, headers jsonb)) with ordinality
+      limits text[], fifo_key text, expires_at timestamptz, headers jsonb, on_failed_dependency text)) with ordinality
       as g(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key, on_conflict, subject, depends_on, batch,
-      limits, fifo_key, expires_at, headers, place)),
+      limits, fifo_key, expires_at, headers, on_failed_dependency, place)),
   checked as materialized (
     select g.*, k.name as known_as, k.queue as known_queue, k.priority as known_priority, k.max_attempts as known_attempts, k.timeout as known_timeout,
            case when g.wanted > clock_timestamp() then g.wanted end as due,
            coalesce(
              howdah.argument_problem(g.kind, coalesce(g.payload, '{}'), g.queue, g.priority, g.run_at, g.delay, g.max_attempts, g.timeout, g.unique_key,
-               coalesce(g.on_conflict, 'skip'), g.subject, g.depends_on, g.batch, g.limits, g.fifo_key, g.expires_at, g.headers),
+               coalesce(g.on_conflict, 'skip'), g.subject, g.depends_on, g.batch, g.limits, g.fifo_key, g.expires_at, g.headers,
+               coalesce(g.on_failed_dependency, 'cancel')),
              case when k.name is null and known_only then
                array['JB004', format('kind %L was never registered', g.kind), 'run howdah register, or start a worker that has it'] end,
              case when k.fields <> '{}' then
@@ -468,21 +521,22 @@ begin
            ) as problem
     from given g left join howdah.kinds k on k.name = g.kind),
   fresh as (
-    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers)
+    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch)
     overriding system value
     select c.new_id, coalesce(c.queue, c.known_queue, 'default'), c.kind, coalesce(c.payload, '{}'), coalesce(c.priority, c.known_priority, 0), c.due,
-           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers
+           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch
     from checked c
-    where c.unique_key is null and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
+    where c.plain and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
     order by c.place)
-  select c.place, c.new_id, true from checked c where c.unique_key is null
+  select c.place, c.new_id, true from checked c where c.plain
   union all
   select c.place, e.id, e.created
-  from (select * from checked k where k.unique_key is not null
+  from (select * from checked k where not k.plain
           and howdah.refuse(case when k.problem[2] is not null then k.problem end, format('job %s: ', k.place)) is null
         order by k.unique_key, k.place) c
   cross join lateral howdah.enqueue(c.kind, coalesce(c.payload, '{}'), c.queue, c.priority, c.run_at, c.delay, c.max_attempts, c.timeout, c.unique_key,
-    coalesce(c.on_conflict, 'skip'), c.subject, expires_at => c.expires_at, headers => c.headers) e
+    coalesce(c.on_conflict, 'skip'), c.subject, c.depends_on, c.batch, expires_at => c.expires_at, headers => c.headers,
+    on_failed_dependency => coalesce(c.on_failed_dependency, 'cancel')) e
   order by 1;
 
   perform howdah.wake_all();
@@ -536,7 +590,7 @@ end $$;
 create function howdah.claim_ready(worker bigint, lease bigint, kinds text[], queues text[], rooms int[],
   line_queues text[], line_ranks int[], line_pasts bigint[], line_uptos int[])
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
-  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint, batch bigint)
 language plpgsql
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
@@ -569,14 +623,14 @@ begin
   from picked where j.ctid = picked.at
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
     greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
-    j.subject, j.headers, j.created_at, j.crashes;
+    j.subject, j.headers, j.created_at, j.crashes, j.batch;
 end $$;
 
 -- Takes one suspect. Its start is written by a statement of its own, right before its handler is called: a suspect that
 -- only waited when its worker died has brought down nobody.
 create function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], queues text[])
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
-  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint, batch bigint)
 language plpgsql
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
@@ -597,7 +651,7 @@ begin
   from picked where j.ctid = picked.at
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
     greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
-    j.subject, j.headers, j.created_at, j.crashes;
+    j.subject, j.headers, j.created_at, j.crashes, j.batch;
 end $$;
 
 -- The list of errors with one more: the last ten, each knowing its attempt and time.
@@ -620,9 +674,12 @@ create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], resul
 returns setof bigint language plpgsql as $$
 #variable_conflict use_column
 declare
-  moment timestamptz := clock_timestamp();
+  moment  timestamptz := clock_timestamp();
+  written bigint[];
+  ended   bigint[];
+  states  text[];
+  batches bigint[];
 begin
-  return query
   with done as materialized (
     select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.ages, ack.runs, ack.progresses)
       as d(id, lease, outcome, result, error, delay, age, run, progress) order by d.id),
@@ -662,7 +719,14 @@ begin
       errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress)
     from held d where j.ctid = d.at and d.outcome in ('retried', 'snoozed', 'released', 'rescued')
     returning j.id)
-  select g.id from gone g union all select b.id from back b;
+  select array_agg(e.id), array_agg(e.id) filter (where e.ended), array_agg(e.state) filter (where e.ended), array_agg(e.batch) filter (where e.ended)
+    into written, ended, states, batches
+  from (select g.id, true, case g.outcome when 'crashed' then 'dead' else g.outcome end, g.batch from gone g
+        union all select b.id, false, null, null from back b) e(id, ended, state, batch);
+  if ended is not null and howdah.somebody_waits() then
+    perform howdah.note_ended(ended, states, batches, true);
+  end if;
+  return query select unnest(written);
 end $$;
 
 -- What became of acks that howdah.ack did not write: busy (try again), done (an earlier try wrote it) or lost. With no
@@ -761,14 +825,14 @@ end $$;
 
 -- A worker says that it lives. No row: it has been taken for dead, its jobs are others'. `leads`: it does the upkeep
 -- that is needed once for all workers. `suspects` wait to be run, `signals` to be heard by who holds their jobs.
-create function howdah.beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql as $$
+create function howdah.worker_beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql as $$
 declare
   lease interval;
 begin
-  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = beat.worker returning w.ttl into lease;
+  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = worker_beat.worker returning w.ttl into lease;
   if not found then return; end if;
-  update howdah.leader l set worker = beat.worker, until = clock_timestamp() + lease
-    where l.worker = beat.worker or l.until < clock_timestamp();
+  update howdah.leader l set worker = worker_beat.worker, until = clock_timestamp() + lease
+    where l.worker = worker_beat.worker or l.until < clock_timestamp();
   leads := found;
   suspects := exists (select from howdah.jobs j where j.due_at is null and j.suspect);
   signals := exists (select from howdah.signals s);
@@ -847,7 +911,7 @@ begin
   return ahead + 1;
 end $$;
 
--- Drops the days of history that are older than `days`, and tells which. Detach, then drop: dropping an attached
+-- Drops the days of history that are older than `days`, with the steps of jobs that ended before, and tells which. Detach, then drop: dropping an attached
 -- partition would hold the parent's lock while the files go.
 create function howdah.drop_partitions(days int) returns setof text
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set lock_timeout = '200ms' as $$
@@ -865,6 +929,8 @@ begin
       return;                                      -- somebody reads history; tried again later
     end;
   end loop;
+  delete from howdah.steps s where s.created_at < clock_timestamp() - days * interval '1 day'
+    and not exists (select from howdah.jobs j where j.id = s.job_id);
 end $$;
 
 select howdah.make_partitions();
@@ -899,16 +965,280 @@ create function howdah.stats() returns table (queue text, kind text, state text,
 language sql stable security definer set search_path = pg_catalog, howdah, pg_temp as $$
 select j.queue, j.kind, j.state, count(*), clock_timestamp() - min(j.ready_at) from howdah.jobs j group by 1, 2, 3 order by 1, 2, 3 $$;
 
+-- Who waits for the end of jobs: other jobs (depends_on), the job behind a batch, and programs that want to know.
+--
+-- Every end of a job is told to howdah.note_ended in the transaction that ends it, and that is the fast way. It never waits for
+-- a row, so it may have to pass something over; and a dependent whose transaction commits after the job has ended is seen by
+-- nobody. Both are found by howdah.settle, which compares what waits with what lives: correct by itself, only later.
+
+-- Whether anything could be waiting: what an ack asks before it tells of ends, so that plain jobs pay one look a batch.
+create function howdah.somebody_waits() returns boolean language sql stable as $$
+select exists (select from howdah.dependencies) or exists (select from howdah.batches) or exists (select from howdah.waiters) $$;
+
+-- Lets a job wait for those of `depends_on` that have not completed, and tells whether there are any. Refused (JB007) for a
+-- job that is nowhere: an id from a transaction that has not committed, or one whose history is gone.
+create function howdah.depend(job_id bigint, depends_on bigint[], required boolean) returns boolean language plpgsql as $$
+#variable_conflict use_variable
+declare
+  missing bigint;
+begin
+  with wanted as (
+    select distinct w.id from unnest(depends_on) w(id)),
+  found as materialized (
+    select w.id, coalesce(j.state, h.state) as state
+    from wanted w left join howdah.jobs j on j.id = w.id and w.id <> depend.job_id
+    left join lateral (select h.state from howdah.job_history h where h.id = w.id limit 1) h on j.id is null),
+  kept as (
+    insert into howdah.dependencies (job_id, depends_on, required, outcome)
+    select depend.job_id, f.id, depend.required, case when f.state in ('dead', 'cancelled') then f.state end
+    from found f where f.state <> 'completed' and (depend.required or f.state not in ('dead', 'cancelled')) order by f.id)
+  select min(f.id) filter (where f.state is null) into missing from found f;
+  if missing is not null then
+    perform howdah.refuse(array['JB007', format('depends_on: there is no job %s', missing), 'enqueue it first, in this transaction or in one that has committed']);
+  end if;
+  if not exists (select from howdah.dependencies d where d.job_id = depend.job_id) then return false; end if;
+  update howdah.jobs j set due_at = 'infinity' where j.id = depend.job_id;
+  perform pg_notify('howdah_control', 'settle');   -- heard after the commit: one of them may have ended before it
+  return true;
+end $$;
+
+-- Opens a batch: a job that waits until every job that is enqueued with `batch => its id` has ended, and then runs once, with
+-- headers.batch = {"completed", "dead", "cancelled"}. Gives that id. Enqueue the first members in the same transaction: a
+-- batch without a living member is over. Members may enqueue more members.
+create function howdah.create_batch(kind text, payload jsonb default '{}', queue text default null, priority int default null,
+  max_attempts int default null, timeout interval default null, unique_key text default null, subject text default null,
+  headers jsonb default null)
+returns bigint language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+declare
+  id bigint;
+begin
+  select e.id into id from howdah.enqueue(create_batch.kind, create_batch.payload, create_batch.queue, create_batch.priority,
+    delay => interval '1 day', max_attempts => create_batch.max_attempts, timeout => create_batch.timeout,
+    unique_key => create_batch.unique_key, on_conflict => 'error', subject => create_batch.subject, headers => create_batch.headers) e;
+  update howdah.jobs j set due_at = 'infinity', ready_at = j.created_at where j.id = create_batch.id;
+  insert into howdah.batches values (id);
+  perform pg_notify('howdah_control', 'settle');   -- heard after the commit: it may be empty, or over already
+  return id;
+end $$;
+
+-- Keeps a batch open until the caller's transaction ends, so that a job can join it. Refused (JB007) once it is over. Callers do
+-- not wait for one another: the lock is shared, and conflicts only with the one that ends the batch.
+create function howdah.join_batch(batch bigint) returns void language plpgsql as $$
+begin
+  perform from howdah.jobs j where j.id = join_batch.batch and j.due_at = 'infinity' and exists (select from howdah.batches b where b.id = join_batch.batch)
+    for key share of j;
+  if not found then
+    perform howdah.refuse(array['JB007', format('batch %s is over, or was never opened', batch), 'howdah.create_batch gives the id; a batch is over when all of its jobs have ended']);
+  end if;
+end $$;
+
+-- Tells of jobs that ended in this transaction: programs that wait for them, jobs that depend on them, batches that they belong
+-- to. states[i] is completed, dead or cancelled. Never waits for a row. `brief`: this transaction ends at once, so it may hold what
+-- waits; one that stays open must not, or nobody could join a batch meanwhile: it leaves the rest to howdah.settle.
+-- Pinned: the tables are mostly empty when their statistics are taken.
+create function howdah.note_ended(ids bigint[], states text[], batches bigint[], brief boolean) returns void language plpgsql
+set jit = off set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+  heard   bigint[];
+  waiting bigint[];
+  groups  bigint[];
+  batch   bigint;
+  passed  boolean := false;
+begin
+  with free as materialized (
+    select w.ctid as at from howdah.waiters w where w.job_id = any (note_ended.ids) for update skip locked),
+  gone as (
+    delete from howdah.waiters w using free where w.ctid = free.at returning w.job_id)
+  select array_agg(distinct g.job_id) into heard from gone g;
+  perform pg_notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
+
+  with free as materialized (
+    select d.ctid as at from howdah.dependencies d where d.depends_on = any (note_ended.ids) and d.outcome is null for update skip locked),
+  marked as (
+    update howdah.dependencies d set outcome = e.state from free, unnest(note_ended.ids, note_ended.states) e(id, state)
+    where d.ctid = free.at and e.id = d.depends_on returning d.job_id)
+  select array_agg(distinct m.job_id) into waiting from marked m;
+
+  delete from howdah.batch_ends e where e.batch = any (note_ended.ids);    -- a job behind a batch that was cancelled itself
+  delete from howdah.batches b where b.id = any (note_ended.ids);
+  with ends as (
+    insert into howdah.batch_ends (batch, completed, dead, cancelled)
+    select e.batch, count(*) filter (where e.state = 'completed'), count(*) filter (where e.state = 'dead'), count(*) filter (where e.state = 'cancelled')
+    from unnest(note_ended.batches, note_ended.states) e(batch, state) join howdah.batches b on b.id = e.batch group by e.batch order by e.batch
+    returning batch)
+  select array_agg(e.batch order by e.batch) into groups from ends e;
+
+  if brief then
+    if waiting is not null then passed := not howdah.resolve(waiting); end if;
+    foreach batch in array coalesce(groups, '{}') loop
+      passed := not howdah.end_batch(batch) or passed;
+    end loop;
+  end if;
+  if passed or not brief and (waiting is not null or groups is not null) then
+    perform pg_notify('howdah_control', 'settle');  -- heard after the commit, by somebody who can see all of it
+  end if;
+end $$;
+
+-- Acts on what is known of the dependencies of these jobs: lets those go that have none left, and cancels those that lost one they
+-- need. False: somebody holds one of them this moment.
+create function howdah.resolve(ids bigint[]) returns boolean language plpgsql
+set jit = off set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+  mine    bigint[];
+  lost    record;
+  gone    howdah.jobs;
+  ended   bigint[] := '{}';
+  batches bigint[] := '{}';
+  queues  text[];
+begin
+  select array_agg(f.id) into mine from (select j.id from howdah.jobs j where j.id = any (resolve.ids) order by j.id for update skip locked) f;
+  delete from howdah.dependencies d where d.job_id = any (mine) and (d.outcome = 'completed' or d.outcome is not null and not d.required);
+  for lost in select distinct on (d.job_id) d.job_id, d.depends_on, d.outcome from howdah.dependencies d
+              where d.job_id = any (mine) and d.outcome is not null order by d.job_id, d.depends_on loop
+    delete from howdah.jobs j where j.id = lost.job_id and j.lease is null returning j.* into gone;
+    if found then
+      perform howdah.bury_cancelled(gone, 'howdah', format('it depends on job %s, which is %s', lost.depends_on, lost.outcome));
+      ended := ended || gone.id;
+      batches := batches || gone.batch;
+    end if;
+  end loop;
+  if ended <> '{}' then
+    perform howdah.note_ended(ended, array_fill('cancelled'::text, array[cardinality(ended)]), batches, false);
+  end if;
+  with free as (
+    update howdah.jobs j set due_at = case when j.ready_at > clock_timestamp() then j.ready_at end, ready_at = greatest(j.ready_at, clock_timestamp())
+    where j.id = any (mine) and j.due_at = 'infinity' and not exists (select from howdah.dependencies d where d.job_id = j.id)
+      and not exists (select from howdah.batches b where b.id = j.id)
+    returning j.queue, j.due_at)
+  select array_agg(distinct f.queue) filter (where f.due_at is null) into queues from free f;
+  perform howdah.wake(q.name) from unnest(queues) q(name);
+  return coalesce(cardinality(mine), 0) = cardinality(resolve.ids)
+    or not exists (select from howdah.jobs j where j.id = any (resolve.ids) and j.id <> all (coalesce(mine, '{}')));
+end $$;
+
+-- Lets the job behind a batch go if no member lives any more, with the counts of how they ended. False: somebody holds it this moment.
+-- The lock comes first and the look in a statement of its own: whoever joined has committed by then, or joins no more.
+create function howdah.end_batch(batch bigint) returns boolean language plpgsql as $$
+#variable_conflict use_column
+declare
+  queue text;
+begin
+  perform from howdah.jobs j where j.id = end_batch.batch and j.due_at = 'infinity' for update skip locked;
+  if not found then
+    return not exists (select from howdah.batches b where b.id = end_batch.batch);
+  end if;
+  if exists (select from howdah.jobs j where j.batch = end_batch.batch) then return true; end if;
+  delete from howdah.batches b where b.id = end_batch.batch;
+  if not found then return true; end if;
+  with ends as (
+    delete from howdah.batch_ends e where e.batch = end_batch.batch returning e.*),
+  total as (
+    select coalesce(sum(e.completed), 0) as completed, coalesce(sum(e.dead), 0) as dead, coalesce(sum(e.cancelled), 0) as cancelled from ends e)
+  update howdah.jobs j set due_at = null, ready_at = clock_timestamp(),
+    headers = coalesce(j.headers, '{}') || jsonb_build_object('batch', jsonb_build_object('completed', t.completed, 'dead', t.dead, 'cancelled', t.cancelled))
+  from total t where j.id = end_batch.batch returning j.queue into queue;
+  perform howdah.wake(queue);
+  return true;
+end $$;
+
+-- Compares what waits with what lives and lets go what has nothing left to wait for; tells how many jobs it found. The slow way,
+-- to be called now and then, and on the word `settle`. One caller at a time does it; a cascade takes a round a level.
+-- A job that is neither alive nor in history counts as completed: there is no history, or it ended long ago.
+create function howdah.settle(count int default 10000) returns int language plpgsql
+set jit = off as $$
+#variable_conflict use_column
+declare
+  waiting bigint[];
+  batch   bigint;
+  seen    int := 0;
+begin
+  if not pg_try_advisory_xact_lock(7316042, 3) then return 0; end if;
+  for round in 1..100 loop
+    with late as materialized (
+      select d.ctid as at, d.depends_on from howdah.dependencies d
+      where d.outcome is null and not exists (select from howdah.jobs j where j.id = d.depends_on) limit settle.count for update skip locked)
+    update howdah.dependencies d set outcome = coalesce((select h.state from howdah.job_history h where h.id = l.depends_on limit 1), 'completed')
+    from late l where d.ctid = l.at;
+    select array_agg(d.job_id) into waiting
+      from (select distinct d.job_id from howdah.dependencies d where d.outcome is not null limit settle.count) d;
+    exit when waiting is null;
+    seen := seen + cardinality(waiting);
+    exit when not howdah.resolve(waiting);         -- somebody holds one: next time
+    exit when exists (select from howdah.dependencies d where d.job_id = any (waiting) and d.outcome is not null);
+  end loop;
+  foreach batch in array coalesce((select array_agg(b.id order by b.id) from howdah.batches b
+                                   where not exists (select from howdah.jobs j where j.batch = b.id)), '{}') loop
+    perform howdah.end_batch(batch);
+    seen := seen + 1;
+  end loop;
+  delete from howdah.batch_ends e where not exists (select from howdah.batches b where b.id = e.batch);
+  delete from howdah.waiters w where w.until < now() - interval '1 minute';
+  return seen;
+end $$;
+
+-- Asks to be told of the end of a job within so many seconds, on channel howdah_control as `ended <id>`, and gives its state now.
+-- Refused (JB007) for a job that is nowhere. The word may be lost: whoever waits looks now and then.
+create function howdah.watch(job_id bigint, waiter text, seconds float8 default 60) returns text
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+declare
+  state text;
+begin
+  insert into howdah.waiters as w (job_id, waiter, until) values (job_id, waiter, clock_timestamp() + seconds * interval '1 second')
+    on conflict on constraint waiters_pkey do update set until = excluded.until;
+  -- A statement of its own: what ends after this look sees the row above.
+  select s.state into state from howdah.job_status s where s.id = job_id;
+  if state is null then
+    perform howdah.refuse(array['JB007', format('there is no job %s', job_id), 'its history may have been dropped']);
+  end if;
+  if state in ('completed', 'dead', 'cancelled') then
+    delete from howdah.waiters w where w.job_id = watch.job_id and w.waiter = watch.waiter;
+  end if;
+  return state;
+end $$;
+
+-- Keeps what a step of a job gave, if the lease is the current one, and gives what is kept: the first result of that name. Null: the
+-- lease is lost. Safe to repeat.
+create function howdah.keep_step(job_id bigint, lease bigint, name text, result jsonb) returns jsonb language plpgsql as $$
+#variable_conflict use_variable
+declare
+  kept jsonb;
+begin
+  perform from howdah.jobs j where j.id = job_id and j.lease = keep_step.lease for update;
+  if not found then return null; end if;
+  insert into howdah.steps as s (job_id, name, result) values (job_id, name, result) on conflict on constraint steps_pkey do nothing;
+  select s.result into kept from howdah.steps s where s.job_id = keep_step.job_id and s.name = keep_step.name;
+  return kept;
+end $$;
+
+-- Acks one job and enqueues others (an array as for enqueue_many) in one commit; false, and nothing is enqueued, if the ack was not
+-- written: howdah.ack_fate tells why. The others come first: they may join this job's batch.
+create function howdah.ack_with(job_id bigint, lease bigint, outcome text, result jsonb, error jsonb, delay float8, age float8, run float8,
+  progress jsonb, keep boolean, jobs jsonb)
+returns boolean language plpgsql as $$
+#variable_conflict use_variable
+begin
+  perform from howdah.jobs j where j.id = job_id and j.lease = ack_with.lease for update skip locked;
+  if not found then return false; end if;
+  perform howdah.enqueue_many(jobs);
+  return exists (select from howdah.ack(array[job_id], array[lease], array[outcome], array[result], array[error], array[delay], array[age],
+                                        array[run], array[progress], keep));
+end $$;
+
 -- What people and programs may do to jobs and queues: cancel, retry, reschedule, pause, resume.
 
--- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has locked or deleted it.
+-- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has deleted it, and tells
+-- howdah.note_ended when its statement is over: what that changes may be in the same statement's reach.
 create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql as $$
+delete from howdah.dependencies d where d.job_id = job.id;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
   job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.retried_from, job.timeout,
-  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at))
-returning true $$;
+  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at));
+select true $$;
 
 -- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and
 -- keeps its true outcome if it ends first; nobody but the engine locks a running row, so the request is a row of signals.
@@ -921,7 +1251,7 @@ declare
 begin
   delete from howdah.jobs j where j.id = job_id and j.lease is null returning j.* into gone;
   if found then
-    perform howdah.bury_cancelled(gone, by, reason);
+    perform howdah.bury_cancelled(gone, by, reason), howdah.note_ended(array[gone.id], array['cancelled'], array[gone.batch], false);
     return 'cancelled';
   end if;
   if exists (select from howdah.jobs j where j.id = job_id) then
@@ -941,14 +1271,19 @@ create function howdah.cancel_subject(subject text, by text default null, reason
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 #variable_conflict use_variable
 declare
-  ended bigint;
-  told  bigint;
+  ended   bigint;
+  told    bigint;
+  ids     bigint[];
+  batches bigint[];
 begin
   with mine as materialized (        -- in id order, as everybody who locks several jobs
     select j.id from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is null order by j.id for update),
   gone as (
     delete from howdah.jobs j using mine where j.id = mine.id and j.lease is null returning j)
-  select count(howdah.bury_cancelled(g.j, by, reason)) into ended from gone g;
+  select count(howdah.bury_cancelled(g.j, by, reason)), array_agg((g.j).id), array_agg((g.j).batch) into ended, ids, batches from gone g;
+  if ended > 0 then
+    perform howdah.note_ended(ids, array_fill('cancelled'::text, array[ended::int]), batches, false);
+  end if;
   insert into howdah.signals (job_id, signal, by, reason)
   select j.id, 'cancel', by, reason from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is not null;
   get diagnostics told = row_count;
@@ -970,6 +1305,7 @@ begin
       returning j.* into gone;
     if found then
       perform howdah.bury_cancelled(gone, s.by, s.reason) from howdah.signals s where s.id = one.first;
+      perform howdah.note_ended(array[gone.id], array['cancelled'], array[gone.batch], true);
     end if;
   end loop;
   delete from howdah.signals s where not exists (select from howdah.jobs j where j.id = s.job_id);
@@ -1031,3 +1367,302 @@ create function howdah.resume(queue text) returns void
 language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 update howdah.queues q set paused_at = null, paused_by = null where q.name = resume.queue;
 select pg_notify('howdah', resume.queue) $$;
+
+-- The worker's side for any language: claim, start, complete (0003), fail, release, beat. The same fence and the same
+-- rescue as for the daemon's own workers; promotion and rescue are done by the daemon, of which at least one has to run.
+--
+-- A worker names itself, and no two processes ever use one name: host, process id and something random. It claims, works, and calls
+-- complete or fail for each job; it beats at least every third of its ttl. Leases have 53 bits here, so that they survive
+-- JSON in languages whose numbers are doubles.
+
+-- Who has said under this name that it works in SQL; daemons come and go under ids of their own.
+create unique index workers_sql on howdah.workers (name) where version = 'sql';
+
+-- A kind remembers the worker that had it and left last: what explain tells when nobody has it any more.
+create function howdah.remember_kinds() returns trigger language plpgsql
+security definer set search_path = pg_catalog, howdah, pg_temp as $$
+begin
+  update howdah.kinds k set last_worker = old.name, last_had_at = old.beat_at where k.name in (
+    select k.name from howdah.kinds k where k.name = any (old.kinds) order by k.name for update skip locked);
+  return null;
+end $$;
+create trigger remember_kinds after delete on howdah.workers for each row execute function howdah.remember_kinds();
+
+-- Takes up to `count` ready jobs of these kinds, queue by queue as they are named, most urgent first in each, and makes the
+-- worker's row or beats for it. No row: nothing to do; channel `howdah` then carries the name of a queue in which something came, but
+-- look every second all the same. A suspect comes alone. Suspects, and jobs that may run at most once, count as started from here.
+create function howdah.claim(worker text, queues text[], kinds text[], count int default 1, ttl interval default '1 minute')
+returns table (id bigint, lease bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint,
+  timeout float8, subject text, headers jsonb, created_at timestamptz, batch bigint)
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_column
+declare
+  me    bigint;
+  job   record;
+  name  text;
+  taken int := 0;
+begin
+  me := howdah.sql_worker(claim.worker, claim.queues, claim.kinds, claim.ttl);
+  if claim.count is null or claim.count not between 1 and 1000 then
+    perform howdah.refuse(array['JB002', format('count is %s', coalesce(claim.count::text, 'null')), '1 to 1000']);
+  end if;
+  claim.lease := ('x' || left(md5(gen_random_uuid()::text), 13))::bit(52)::bigint + 1;
+  for job in select s.* from howdah.claim_suspect(me, claim.lease, claim.kinds, claim.queues) s loop
+    update howdah.jobs j set started_at = j.claimed_at where j.id = job.id;
+    return query select job.id, claim.lease, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.timeout,
+      job.subject, job.headers, job.created_at, job.batch;
+    return;
+  end loop;
+  foreach name in array claim.queues loop
+    for job in select r.* from howdah.claim_ready(me, claim.lease, claim.kinds, array[name], array[claim.count - taken],
+                                                  array[name], array[-1], array[0::bigint], array[10]) r
+               order by r.priority desc, r.id loop
+      taken := taken + 1;
+      if job.max_attempts = 1 then
+        update howdah.jobs j set started_at = j.claimed_at where j.id = job.id;
+      end if;
+      return query select job.id, claim.lease, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.timeout,
+        job.subject, job.headers, job.created_at, job.batch;
+    end loop;
+    exit when taken >= claim.count;
+  end loop;
+  update howdah.workers w set sleeps = taken < claim.count where w.id = me and w.sleeps <> (taken < claim.count);
+end $$;
+
+-- The row of a worker that works in SQL: made, or its beat renewed, not more often than a twelfth of the ttl.
+create function howdah.sql_worker(worker text, queues text[], kinds text[], ttl interval) returns bigint language plpgsql as $$
+#variable_conflict use_column
+declare
+  me bigint;
+begin
+  if worker is null or worker !~ '^[^[:cntrl:]]{1,200}$' then
+    perform howdah.refuse(array['JB002', format('worker is %L', left(worker, 200)), 'a name that no other process has: host, process id, something random']);
+  elsif coalesce(cardinality(queues), 0) = 0 or coalesce(cardinality(kinds), 0) = 0 then
+    perform howdah.refuse(array['JB002', 'queues and kinds must each name at least one', 'claim(worker, array[''default''], array[''mail''], 10)']);
+  elsif ttl is null or ttl < interval '3 seconds' or ttl > interval '1 day' then
+    perform howdah.refuse(array['JB002', format('ttl is %s', ttl), '3 seconds to 1 day']);
+  end if;
+  select w.id into me from howdah.workers w
+    where w.version = 'sql' and w.name = sql_worker.worker and w.queues = sql_worker.queues and w.kinds = sql_worker.kinds and w.ttl = sql_worker.ttl
+      and w.beat_at > clock_timestamp() - w.ttl / 12;
+  if me is null then
+    insert into howdah.workers as w (name, version, ttl, queues, kinds, sleeps) values (worker, 'sql', ttl, queues, kinds, true)
+    on conflict (name) where version = 'sql' do update set queues = excluded.queues, kinds = excluded.kinds, ttl = excluded.ttl,
+      beat_at = greatest(w.beat_at, clock_timestamp())
+    returning id into me;
+  end if;
+  return me;
+end $$;
+
+-- Says that a worker lives, which it must at least every third of its ttl. `alive` false: it was taken for dead, and its jobs are
+-- others' now. `cancelled` names its jobs that somebody wants cancelled: stop them, then release them.
+create function howdah.beat(worker text, out alive boolean, out cancelled bigint[])
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+declare
+  me bigint;
+begin
+  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.version = 'sql' and w.name = beat.worker returning w.id into me;
+  alive := me is not null;
+  select coalesce(array_agg(distinct s.job_id), '{}') into cancelled from howdah.signals s join howdah.jobs j on j.id = s.job_id where j.leased_by = me;
+end $$;
+
+-- Writes that work on a job has begun, and tells whether the lease still holds. Needs calling only for long jobs, so that people see it.
+create function howdah.start(job_id bigint, lease bigint) returns boolean
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+begin
+  update howdah.jobs j set started_at = coalesce(j.started_at, greatest(j.claimed_at, clock_timestamp()))
+    where j.id = start.job_id and j.lease = start.lease;
+  return found;
+end $$;
+
+-- Ends an attempt as failed and gives the job's state after it: retrying, after the usual backoff (2^attempt seconds, at most an
+-- hour, the upper half at random) or after `retry_in`; or dead, if the attempts are used up or `hopeless`. `error` is a message, or a JSON object
+-- with type, message and whatever else helps. Refused (JB008) if the lease is not the current one.
+create function howdah.fail(job_id bigint, lease bigint, error text, retry_in interval default null, hopeless boolean default false)
+returns text language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+declare
+  job   howdah.jobs;
+  told  jsonb;
+  state text;
+begin
+  begin
+    told := fail.error::jsonb;
+  exception when others then
+    told := null;
+  end;
+  if told is null or jsonb_typeof(told) <> 'object' or not told ? 'message' then
+    told := jsonb_build_object('type', 'Error', 'message', coalesce(left(fail.error, 10000), 'no reason was given'));
+  elsif octet_length(told::text) > 20000 then
+    told := jsonb_build_object('type', coalesce(told ->> 'type', 'Error'), 'message', left(told ->> 'message', 10000));
+  end if;
+  select j.* into job from howdah.jobs j where j.id = fail.job_id and j.lease = fail.lease for update;
+  if found then
+    return howdah.give_back(job, case when hopeless then 'dead' else 'retried' end, told,
+      coalesce(extract(epoch from retry_in)::float8, least(2.0 ^ least(job.attempt, 12), 3600) * (0.5 + random() / 2)));
+  end if;
+  return howdah.given_back(fail.job_id, fail.lease);
+end $$;
+
+-- Gives a claimed job back unharmed, its attempt not counted, and gives its state after that: ready, or cancelled if somebody asked for it;
+-- dead if it may run at most once. Refused (JB008) if the lease is not the current one.
+create function howdah.release(job_id bigint, lease bigint) returns text
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+declare
+  job howdah.jobs;
+begin
+  select j.* into job from howdah.jobs j where j.id = release.job_id and j.lease = release.lease for update;
+  if found then
+    return howdah.give_back(job, case when job.max_attempts = 1 and job.started_at is not null then 'dead' else 'released' end,
+      case when job.max_attempts = 1 and job.started_at is not null then '{"type": "Interrupted", "message": "its worker gave it back, and it may run at most once"}'::jsonb end, null);
+  end if;
+  return howdah.given_back(release.job_id, release.lease);
+end $$;
+
+-- Acks a job whose row the caller has locked, and gives its state.
+create function howdah.give_back(job howdah.jobs, outcome text, error jsonb, delay float8) returns text language plpgsql as $$
+declare
+  age   float8 := extract(epoch from clock_timestamp() - coalesce(job.started_at, job.claimed_at));
+  state text;
+begin
+  perform howdah.ack(array[job.id], array[job.lease], array[outcome], array[null::jsonb], array[error], array[delay],
+    array[age], array[age], array[null::jsonb], coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off');
+  select s.state into state from howdah.job_status s where s.id = job.id;
+  if state = 'ready' then perform howdah.wake(job.queue); end if;
+  if state in ('retrying', 'scheduled') then perform pg_notify('howdah_control', 'due'); end if;
+  return coalesce(state, 'dead');
+end $$;
+
+-- The state of a job whose lease was given back already, for a repeat after a lost reply; refused for a lost lease.
+create function howdah.given_back(job_id bigint, lease bigint) returns text language plpgsql as $$
+declare
+  state text;
+begin
+  select s.state into state from howdah.job_status s where s.id = given_back.job_id
+    and (exists (select from howdah.jobs j where j.id = given_back.job_id and j.last_lease = given_back.lease)
+      or exists (select from howdah.job_history h where h.id = given_back.job_id and h.lease = given_back.lease));
+  if state is null then
+    perform howdah.refuse(array['JB008', format('job %s is not held under lease %s any more', job_id, lease), 'stop working on it: somebody else has it, or it has ended']);
+  end if;
+  return state;
+end $$;
+
+-- Why a job is not running, in a sentence or two, and what would change that.
+
+-- A length of time for people: 850 ms, 12 s, 3 min, 5 h, 2 days.
+create function howdah.humane(length interval) returns text language sql immutable parallel safe as $$
+select case
+  when s < 1     then format('%s ms', round(s * 1000))
+  when s < 120   then format('%s s', round(s))
+  when s < 7200  then format('%s min', round(s / 60))
+  when s < 172800 then format('%s h', round(s / 3600))
+  else format('%s days', round(s / 86400)) end
+from (select abs(extract(epoch from length)) as s) one $$;
+
+-- The last error of a list, in a line.
+create function howdah.last_error(errors jsonb) returns text language sql immutable parallel safe as $$
+select coalesce(nullif(concat_ws(': ', errors -> -1 ->> 'type', left(split_part(errors -> -1 ->> 'message', E'\n', 1), 200)), ''), 'no error on record') $$;
+
+create function howdah.explain(job_id bigint) returns text
+language plpgsql stable security definer set search_path = pg_catalog, howdah, pg_temp as $$
+declare
+  now   timestamptz := clock_timestamp();
+  live  howdah.jobs;
+  ended howdah.job_history;
+begin
+  select j.* into live from howdah.jobs j where j.id = explain.job_id;
+  if found then
+    return format('Job %s (%s) ', live.id, live.kind) || case live.state
+      when 'running' then howdah.explain_running(live, now)
+      when 'waiting' then howdah.explain_waiting(live)
+      when 'scheduled' then format('is scheduled for %s, in %s; howdah.reschedule moves it.', to_char(live.due_at, 'YYYY-MM-DD HH24:MI:SS TZ'), howdah.humane(live.due_at - now))
+      when 'retrying' then format('failed in attempt %s of %s (%s) and is tried again at %s, in %s; howdah.reschedule moves it.', live.attempt, live.max_attempts,
+        howdah.last_error(live.errors), to_char(live.due_at, 'YYYY-MM-DD HH24:MI:SS TZ'), howdah.humane(live.due_at - now))
+      else howdah.explain_ready(live, now) end
+      || case when live.expires_at is not null and live.started_at is null then format(' It expires at %s.', to_char(live.expires_at, 'YYYY-MM-DD HH24:MI:SS TZ')) else '' end;
+  end if;
+  select h.* into ended from howdah.job_history h where h.id = explain.job_id limit 1;
+  if not found then
+    perform howdah.refuse(array['JB007', format('there is no job %s', explain.job_id), 'its history may have been dropped']);
+  end if;
+  return format('Job %s (%s) ', ended.id, ended.kind) || case ended.state
+    when 'completed' then format('completed %s ago in attempt %s of %s%s.', howdah.humane(now - ended.finished_at), ended.attempt, ended.max_attempts,
+      coalesce(', after ' || howdah.humane(ended.finished_at - ended.started_at), ''))
+    when 'dead' then format('is dead since %s ago, in attempt %s of %s%s: %s. howdah retry %s makes a new job of it.', howdah.humane(now - ended.finished_at),
+      ended.attempt, ended.max_attempts, case when ended.crashes > 0 then format(', having brought down %s workers', ended.crashes) else '' end,
+      howdah.last_error(ended.errors), ended.id)
+    else format('was cancelled %s ago by %s%s. howdah retry %s makes a new job of it.', howdah.humane(now - ended.finished_at), coalesce(ended.cancelled_by, 'somebody'),
+      coalesce(': ' || ended.cancel_reason, ''), ended.id) end
+    || coalesce((select format(' It was tried again as job %s.', max(a.id)) from (
+      select j.id from howdah.jobs j where j.retried_from = ended.id and j.id > ended.id
+      union all select h.id from howdah.job_history h where h.retried_from = ended.id and h.finished_at >= ended.finished_at) a having max(a.id) is not null), '');
+end $$;
+
+create function howdah.explain_running(job howdah.jobs, now timestamptz) returns text language sql stable as $$
+select case when w.id is null then 'is held under a lease whose worker is gone; the next sweep takes it back, within five minutes.'
+  else format('%s worker %s (%s), whose heartbeat is %s old%s.%s',
+    case when job.started_at is not null then format('has been running for %s in attempt %s of %s, in the hands of', howdah.humane(now - job.started_at), job.attempt, job.max_attempts)
+         else format('was claimed %s ago and waits for its start, or runs since less than a second, in the hands of', howdah.humane(now - job.claimed_at)) end,
+    w.id, w.name, howdah.humane(now - w.beat_at),
+    case when w.beat_at < now - w.ttl then ': it is dead, and any other worker takes the job back'
+         when job.started_at < now - coalesce(job.timeout, k.timeout, interval '300 s') then format(': it has run past its timeout of %s', howdah.humane(coalesce(job.timeout, k.timeout, interval '300 s')))
+         when w.draining then ': it drains, and gives the job back at its deadline' else '' end,
+    coalesce((select format(' %s asked %s ago for it to be cancelled.', coalesce(s.by, 'Somebody'), howdah.humane(now - s.created_at))
+              from howdah.signals s where s.job_id = job.id order by s.id limit 1), '')) end
+from (select 1) one left join howdah.workers w on w.id = job.leased_by left join howdah.kinds k on k.name = job.kind $$;
+
+create function howdah.explain_waiting(job howdah.jobs) returns text language sql stable as $$
+select coalesce(
+  (select format('waits for %s of the jobs that it depends on: %s.', count(*),
+     string_agg(format('%s (%s)', d.depends_on, coalesce(d.outcome, j.state, 'ended')), ', ' order by d.depends_on) filter (where d.place <= 5)
+       || case when count(*) > 5 then ', …' else '' end)
+   from (select d.*, row_number() over (order by d.depends_on) as place from howdah.dependencies d where d.job_id = job.id) d
+   left join howdah.jobs j on j.id = d.depends_on having count(*) > 0),
+  (select format('waits for the end of its batch: %s of its jobs live, such as %s; %s have ended.',
+     (select case when count(*) > 10000 then 'more than 10000' else count(*)::text end from (select from howdah.jobs j where j.batch = job.id limit 10001) few),
+     (select format('%s (%s)', j.id, j.state) from howdah.jobs j where j.batch = job.id order by j.id limit 1),
+     (select coalesce(sum(e.completed + e.dead + e.cancelled), 0) from howdah.batch_ends e where e.batch = job.id))
+   from howdah.batches b where b.id = job.id),
+  'waits, but nothing is on record for it to wait for: the next upkeep lets it go.') $$;
+
+-- The first of these that is true keeps a ready job from running.
+create function howdah.explain_ready(job howdah.jobs, now timestamptz) returns text language plpgsql stable
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+  paused howdah.queues;
+  kind   howdah.kinds;
+  able   text;
+  ahead  bigint;
+  since  text := format('has been ready for %s', howdah.humane(greatest(now - job.ready_at, interval '0')));
+begin
+  select q.* into paused from howdah.queues q where q.name = job.queue and q.paused_at is not null;
+  if found then
+    return format('%s, but %s paused queue %s %s ago; howdah resume %s lets it run.', since, coalesce(paused.paused_by, 'somebody'), paused.name,
+      howdah.humane(now - paused.paused_at), paused.name);
+  end if;
+  if not exists (select from howdah.workers w where job.kind = any (w.kinds) and w.beat_at > now - w.ttl and not w.draining) then
+    select k.* into kind from howdah.kinds k where k.name = job.kind;
+    return format('%s, but no living worker has a handler for %s; %s. Start a worker that has it.', since, job.kind,
+      case when kind.name is null then 'the kind was never registered'
+           when kind.last_worker is not null then format('%s had it last, %s ago', kind.last_worker, howdah.humane(now - kind.last_had_at))
+           else 'it was registered, but no worker has had it since' end);
+  end if;
+  select string_agg(format('%s (%s)', w.id, w.name), ', ' order by w.id) into able from howdah.workers w
+    where job.kind = any (w.kinds) and job.queue = any (w.queues) and w.beat_at > now - w.ttl and not w.draining;
+  if able is null then
+    return format('%s, but the living workers that have a handler for %s do not serve queue %s: they serve %s. Start one with --queues %s.', since, job.kind, job.queue,
+      (select string_agg(distinct q.name, ', ') from howdah.workers w cross join unnest(w.queues) q(name)
+       where job.kind = any (w.kinds) and w.beat_at > now - w.ttl and not w.draining), job.queue);
+  end if;
+  if job.suspect then
+    select count(*) into ahead from (
+      select from howdah.jobs j where j.queue = job.queue and j.due_at is null and j.suspect and ((10 - j.priority), j.id) < ((10 - job.priority), job.id) limit 10001) few;
+    return format('%s; a worker died while it held this job, so it is a suspect%s: it runs alone, and %s suspects are before it in its queue.', since,
+      case when job.crashes > 0 then format(' that has brought down %s', job.crashes) else '' end, ahead);
+  end if;
+  select count(*) into ahead from (
+    select from howdah.jobs j where j.queue = job.queue and j.due_at is null and not j.suspect and j.lease is null
+      and ((10 - j.priority), j.id) < ((10 - job.priority), job.id) limit 10001) few;
+  return format('%s, and %s before it in queue %s (priority %s). It can be run by worker %s.', since,
+    case when ahead = 0 then 'nothing stands' when ahead = 1 then 'one job stands' when ahead > 10000 then 'more than 10000 jobs stand' else ahead || ' jobs stand' end,
+    job.queue, job.priority, able);
+end $$;

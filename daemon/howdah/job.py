@@ -75,6 +75,7 @@ class Job(Generic[P]):
     __slots__ = (
         "abandoned",
         "attempt",
+        "batch",
         "cancel_by",
         "cancel_reason",
         "cancelled",
@@ -114,6 +115,8 @@ class Job(Generic[P]):
     max_attempts: int
     priority: int
     subject: str | None
+    #: The batch that this job belongs to: pass it on to enqueue, and the new job joins it.
+    batch: int | None
     headers: Mapping[str, Any]
     created_at: datetime
     #: True from the moment somebody asked for this job to be cancelled; long handlers look at it between their steps.

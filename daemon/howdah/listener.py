@@ -111,6 +111,7 @@ class Listener:
             self._on_wake()
             self._on_control("cancel")
             self._on_control("due")
+            self._on_control("settle")
 
     def _deaf(self, error: BaseException) -> None:
         self._vitals.listening = False
@@ -130,5 +131,5 @@ class Listener:
     def _hear_control(self, _connection: Any, _pid: int, _channel: str, word: Any) -> None:
         if word == self._token:
             self._echo.set()
-        elif not str(word).startswith("echo "):
+        elif not str(word).startswith(("echo ", "ended ")):  # words for others
             self._on_control(str(word))

@@ -1,4 +1,4 @@
-"""The upkeep: what is due becomes ready, events become jobs, dead workers' jobs come back, history has its days."""
+"""The upkeep: what is due or has nothing to wait for becomes ready, dead workers' jobs come back, history has its days."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ PROMOTE_BATCH = 1000
 DUE_INTERVAL, DEAF_DUE_INTERVAL = 10.0, 1.0
 #: After something became due, looks begin at so many seconds and grow by half.
 FIRST_DUE_POLL, DUE_POLL_GROWTH = 0.05, 1.5
+#: Looks at what waits for other jobs, in seconds: acks let it go at once, and what they pass over is told by the word `settle`. Each
+#: look reads all that waits, so it gets a twentieth of the time.
+SETTLE_INTERVAL, DEAF_SETTLE_INTERVAL, SETTLE_SHARE = 15.0, 1.0, 20
+SETTLE_BATCH = 10_000
 RESCUE_BATCH = 10_000
 ORPHAN_INTERVAL = 300.0
 HISTORY_INTERVAL, HISTORY_AHEAD = 3600.0, 14
@@ -56,6 +60,11 @@ class Maintenance:
         self._on_ready = on_ready
         self._on_suspects = on_suspects
         self._stir = asyncio.Event()
+        self._unsettled = asyncio.Event()
+
+    def settle(self) -> None:
+        """Say that something may have nothing left to wait for. On the main loop."""
+        self._unsettled.set()
 
     def due(self, delay: float = 0.0) -> None:
         """Say that something becomes due in so many seconds, perhaps earlier than anything known. On the main loop."""
@@ -68,6 +77,7 @@ class Maintenance:
         """Keep house until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_due(), name="due")
+            group.create_task(self._keep_settled(), name="settle")
             group.create_task(self._forever(self._rescue), name="rescue")
             group.create_task(self._forever(self._keep_history), name="history")
             group.create_task(self._forever(self._sweep_orphans), name="orphans")
@@ -102,6 +112,21 @@ class Maintenance:
         # A millisecond late rather than early: an early look finds nothing and has to come again.
         return made, min((max(moment, 0.0) + 0.001 for moment in nexts), default=DUE_INTERVAL)
 
+    async def _keep_settled(self) -> None:
+        """Let go what waits for nothing: on the word, and now and then."""
+        while True:
+            self._unsettled.clear()
+            began = monotonic()
+            try:
+                if await self._store.settle(SETTLE_BATCH):
+                    self._on_ready()
+            except DatabaseUnavailableError as error:
+                log.debug("settling failed", extra={"error": str(error)})
+            await asyncio.sleep((monotonic() - began) * SETTLE_SHARE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_INTERVAL if self._vitals.listening else DEAF_SETTLE_INTERVAL):
+                    await self._unsettled.wait()
+
     async def _rescue(self) -> float:
         """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""
         dead, next_in = await self._store.rescue(RESCUE_BATCH)
@@ -125,8 +150,8 @@ class Maintenance:
     async def _keep_history(self) -> float:
         """Have partitions ahead, drop old ones."""
         self._metrics.partitions_ahead.set(await self._store.make_partitions(HISTORY_AHEAD))
-        if self._vitals.leads and self._history_days:
-            for name in await self._store.drop_partitions(self._history_days):
+        if self._vitals.leads:
+            for name in await self._store.drop_partitions(max(self._history_days, 1)):
                 log.info("dropped history", extra={"partition": name})
         return HISTORY_INTERVAL
 

@@ -207,6 +207,8 @@ class Parts:
         match word:
             case "due":
                 self.maintenance.due()
+            case "settle":
+                self.maintenance.settle()
             case "suspects":
                 self.claimer.suspects_wait()
             case "cancel":

@@ -30,6 +30,7 @@ QUERIES = (
     "say_awake",
     "say_draining",
     "schema_check",
+    "settle",
     "start",
     "stats",
 )

@@ -141,6 +141,10 @@ class Store:
         promoted, made, *nexts = (await self._line.fetch(SQL["make_ready"], count))[0]
         return promoted + made, [moment for moment in nexts if moment is not None]
 
+    async def settle(self, count: int) -> int:
+        """Let go what has nothing left to wait for; gives how many jobs it looked at."""
+        return int((await self._line.fetch(SQL["settle"], count))[0][0])
+
     async def rescue(self, count: int) -> tuple[list[dict[str, Any]], float | None]:
         """Take back the jobs of dead workers; gives a dict for each of them, and the seconds until the next can be dead."""
         rows = await self._line.fetch(SQL["rescue"], count)
@@ -222,6 +226,7 @@ def _job(row: Any, lease: int) -> Job[Any]:
     job.subject = row[10]
     job.raw_headers = row[11]
     job.created_at = row[12]
+    job.batch = row[14]
     job.lease = lease
     job.cancelled = False
     job.abandoned = False

@@ -37,7 +37,7 @@ create table howdah.jobs (
   lease         bigint,              -- null unless claimed; new for every claim; every write of a worker is fenced by it
   leased_by     bigint,              -- the worker's id
   last_lease    bigint,              -- the lease that was given back last: tells a repeated ack from a lost lease
-  batch         bigint,
+  batch         bigint,              -- the job behind the group that this one belongs to
   retried_from  bigint,
   timeout       interval,            -- null: the handler's own
   priority      smallint not null default 0,
@@ -78,6 +78,7 @@ create index jobs_suspect on howdah.jobs (queue, (10 - priority), id) where due_
 create index jobs_due on howdah.jobs (due_at) where due_at is not null;
 create unique index jobs_unique_key on howdah.jobs (unique_key) where unique_key is not null;
 create index jobs_subject on howdah.jobs (subject) where subject is not null;
+create index jobs_batch on howdah.jobs (batch) where batch is not null;
 
 -- The ended jobs, a partition a day (UTC), never updated, pruned by dropping partitions. There is no default partition:
 -- it would make every attach and detach lock all of history. An ack that meets a missing day makes it and repeats.
@@ -160,6 +161,8 @@ create table howdah.kinds (
   max_attempts  smallint check (max_attempts >= 1),
   timeout       interval,
   secret        text[]      not null default '{}',
+  last_worker   text,                                   -- the worker that had it and left last
+  last_had_at   timestamptz,
   revision      bigint      not null default 0,         -- of the handlers' code; an older one never overwrites a newer
   registered_at timestamptz not null default clock_timestamp()
 );
@@ -181,6 +184,42 @@ create table howdah.waiters (
   waiter     text        not null,
   until      timestamptz not null,
   primary key (job_id, waiter)
+);
+
+-- What jobs in state waiting wait for: a row for each job that has not ended, or that has failed while its dependent could
+-- not be told. Touched with `skip locked` only, since users' transactions may cancel what waits.
+create table howdah.dependencies (
+  job_id     bigint  not null,                           -- the one that waits
+  depends_on bigint  not null,
+  required   boolean not null,                           -- true: cancelled, too, if the other one dies or is cancelled
+  outcome    text,                                       -- how it ended, if that is known and could not be acted on at once
+  primary key (job_id, depends_on)
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+create index dependencies_on on howdah.dependencies (depends_on);
+
+-- The open batches: groups of jobs with one job behind them, which waits until all have ended. A batch is named by the id
+-- of that job. The row goes when that job is let loose.
+create table howdah.batches (
+  id bigint primary key
+);
+
+-- How members of open batches ended: appended to by every ack that ends some, so that acks never wait for one another,
+-- and added up when the batch is over.
+create table howdah.batch_ends (
+  batch     bigint not null,
+  completed int    not null,
+  dead      int    not null,
+  cancelled int    not null
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+create index batch_ends_batch on howdah.batch_ends (batch);
+
+-- What steps of jobs gave: kept across attempts, pruned with history.
+create table howdah.steps (
+  job_id     bigint      not null,
+  name       text        not null check (length(name) between 1 and 200),
+  result     jsonb       not null,
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (job_id, name)
 );
 
 -- The coalescing table: events, many to a key, of which maintenance makes one job. Only ever appended to by callers, so

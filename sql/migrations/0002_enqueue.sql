@@ -8,7 +8,7 @@
 -- it is inlined.
 create function howdah.argument_problem(kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
   max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
-  limits text[], fifo_key text, expires_at timestamptz, headers jsonb)
+  limits text[], fifo_key text, expires_at timestamptz, headers jsonb, on_failed_dependency text default 'cancel')
 returns text[] language sql stable parallel safe as $$
 select case
   when kind is null or kind !~ '^[^[:cntrl:]]{1,100}$'
@@ -41,8 +41,12 @@ select case
     then array['JB002', format('subject has %s characters', length(subject)), '1 to 500']
   when jsonb_typeof(headers) <> 'object'
     then array['JB002', format('headers must be a JSON object, not %s', jsonb_typeof(headers)), 'pass jsonb_build_object(…)']
-  when depends_on is not null then array['JB006', 'depends_on is not available yet', 'leave it out']
-  when batch      is not null then array['JB006', 'batch is not available yet', 'leave it out']
+  when cardinality(depends_on) > 1000
+    then array['JB002', format('depends_on names %s jobs', cardinality(depends_on)), 'at most 1000; for more, a batch']
+  when array_position(depends_on, null) is not null
+    then array['JB002', 'depends_on holds a null', 'ids of jobs']
+  when on_failed_dependency is null or on_failed_dependency not in ('cancel', 'run')
+    then array['JB002', format('on_failed_dependency is %L', on_failed_dependency), 'cancel or run']
   when limits     is not null then array['JB006', 'limits is not available yet', 'leave it out']
   when fifo_key   is not null then array['JB006', 'fifo_key is not available yet', 'leave it out']
 end $$;
@@ -103,7 +107,7 @@ create function howdah.enqueue(kind text, payload jsonb default '{}', queue text
   run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
   unique_key text default null, on_conflict text default 'skip', subject text default null, depends_on bigint[] default null,
   batch bigint default null, limits text[] default null, fifo_key text default null, expires_at timestamptz default null,
-  headers jsonb default null, out id bigint, out created boolean)
+  headers jsonb default null, on_failed_dependency text default 'cancel', out id bigint, out created boolean)
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 #variable_conflict use_column
@@ -116,8 +120,9 @@ declare
   due     timestamptz;
 begin
   problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
-                                     on_conflict, subject, depends_on, batch, limits, fifo_key, expires_at, headers);
+                                     on_conflict, subject, depends_on, batch, limits, fifo_key, expires_at, headers, on_failed_dependency);
   if problem is not null then perform howdah.refuse(problem); end if;
+  if batch is not null then perform howdah.join_batch(batch); end if;
 
   select k.* into known from howdah.kinds k where k.name = enqueue.kind;
   if not found then
@@ -142,9 +147,9 @@ begin
   if due <= clock_timestamp() then due := null; end if;
 
   loop
-    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers)
+    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers, batch, depends_on)
     values (enqueue.queue, enqueue.kind, enqueue.payload, enqueue.priority, due, coalesce(due, clock_timestamp()), enqueue.max_attempts,
-            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers)
+            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers, enqueue.batch, enqueue.depends_on)
     on conflict (unique_key) where unique_key is not null do nothing
     returning id into enqueue.id;
     created := found;
@@ -157,7 +162,8 @@ begin
     continue when not found;                       -- it ended between the two statements
     id := holder.id;
     exit when on_conflict = 'skip' or holder.lease is not null;
-    update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority, due_at = due, ready_at = coalesce(due, clock_timestamp()),
+    update howdah.jobs j set payload = enqueue.payload, priority = enqueue.priority,
+      due_at = case when j.due_at = 'infinity' then j.due_at else due end, ready_at = coalesce(due, clock_timestamp()),
       attempt = 0, max_attempts = enqueue.max_attempts, timeout = enqueue.timeout, expires_at = enqueue.expires_at
     where j.id = holder.id and j.lease is null
     returning j.queue into home;
@@ -165,6 +171,9 @@ begin
     exit when home is not null;                               -- else it was claimed or ended meanwhile: look again
   end loop;
 
+  if created and depends_on <> '{}' and howdah.depend(id, depends_on, on_failed_dependency = 'cancel') then
+    return;                                        -- it waits; whoever ends the last of the others lets it loose
+  end if;
   if created or on_conflict = 'replace' then
     if due is null then
       perform howdah.wake(queue);
@@ -191,7 +200,7 @@ begin
     into wrong from jsonb_array_elements(jobs) with ordinality e(job, place)
     left join lateral (select key as name from jsonb_object_keys(case jsonb_typeof(e.job) when 'object' then e.job else '{}' end) key
       where key <> all (array['kind', 'payload', 'queue', 'priority', 'run_at', 'delay', 'max_attempts', 'timeout', 'unique_key', 'on_conflict',
-        'subject', 'depends_on', 'batch', 'limits', 'fifo_key', 'expires_at', 'headers']) limit 1) k on true
+        'subject', 'depends_on', 'batch', 'limits', 'fifo_key', 'expires_at', 'headers', 'on_failed_dependency']) limit 1) k on true
     where jsonb_typeof(e.job) <> 'object' or k.name is not null order by e.place limit 1;
   if found then
     perform howdah.refuse(array['JB002', case wrong.type when 'object' then format('has an unknown argument %L', wrong.name)
@@ -200,27 +209,32 @@ begin
   begin                                 -- read once before anything is written: a subtransaction that writes would cost an id
     perform from jsonb_to_recordset(jobs) as (kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
       max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
-      limits text[], fifo_key text, expires_at timestamptz, headers jsonb);
+      limits text[], fifo_key text, expires_at timestamptz, headers jsonb, on_failed_dependency text);
   exception when data_exception then
     perform howdah.refuse_types(jobs);
     raise;
   end;
 
+  perform howdah.join_batch(b.batch) from (       -- before the jobs are inserted, so that it stays open until they are committed
+    select distinct (e.job ->> 'batch')::bigint as batch from jsonb_array_elements(jobs) e(job) where e.job ->> 'batch' is not null order by 1) b;
+
   return query
   with given as materialized (          -- numbered before any join, so that ids follow the array's order
-    select g.*, case when g.unique_key is null then nextval('howdah.jobs_id_seq') end as new_id,
+    select g.*, g.unique_key is null and coalesce(g.depends_on, '{}') = '{}' as plain,
+           case when g.unique_key is null and coalesce(g.depends_on, '{}') = '{}' then nextval('howdah.jobs_id_seq') end as new_id,
            coalesce(g.run_at, clock_timestamp() + g.delay) as wanted
     from rows from (jsonb_to_recordset(jobs) as (kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
       max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
-      limits text[], fifo_key text, expires_at timestamptz, headers jsonb)) with ordinality
+      limits text[], fifo_key text, expires_at timestamptz, headers jsonb, on_failed_dependency text)) with ordinality
       as g(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key, on_conflict, subject, depends_on, batch,
-      limits, fifo_key, expires_at, headers, place)),
+      limits, fifo_key, expires_at, headers, on_failed_dependency, place)),
   checked as materialized (
     select g.*, k.name as known_as, k.queue as known_queue, k.priority as known_priority, k.max_attempts as known_attempts, k.timeout as known_timeout,
            case when g.wanted > clock_timestamp() then g.wanted end as due,
            coalesce(
              howdah.argument_problem(g.kind, coalesce(g.payload, '{}'), g.queue, g.priority, g.run_at, g.delay, g.max_attempts, g.timeout, g.unique_key,
-               coalesce(g.on_conflict, 'skip'), g.subject, g.depends_on, g.batch, g.limits, g.fifo_key, g.expires_at, g.headers),
+               coalesce(g.on_conflict, 'skip'), g.subject, g.depends_on, g.batch, g.limits, g.fifo_key, g.expires_at, g.headers,
+               coalesce(g.on_failed_dependency, 'cancel')),
              case when k.name is null and known_only then
                array['JB004', format('kind %L was never registered', g.kind), 'run howdah register, or start a worker that has it'] end,
              case when k.fields <> '{}' then
@@ -228,21 +242,22 @@ begin
            ) as problem
     from given g left join howdah.kinds k on k.name = g.kind),
   fresh as (
-    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers)
+    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch)
     overriding system value
     select c.new_id, coalesce(c.queue, c.known_queue, 'default'), c.kind, coalesce(c.payload, '{}'), coalesce(c.priority, c.known_priority, 0), c.due,
-           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers
+           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch
     from checked c
-    where c.unique_key is null and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
+    where c.plain and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
     order by c.place)
-  select c.place, c.new_id, true from checked c where c.unique_key is null
+  select c.place, c.new_id, true from checked c where c.plain
   union all
   select c.place, e.id, e.created
-  from (select * from checked k where k.unique_key is not null
+  from (select * from checked k where not k.plain
           and howdah.refuse(case when k.problem[2] is not null then k.problem end, format('job %s: ', k.place)) is null
         order by k.unique_key, k.place) c
   cross join lateral howdah.enqueue(c.kind, coalesce(c.payload, '{}'), c.queue, c.priority, c.run_at, c.delay, c.max_attempts, c.timeout, c.unique_key,
-    coalesce(c.on_conflict, 'skip'), c.subject, expires_at => c.expires_at, headers => c.headers) e
+    coalesce(c.on_conflict, 'skip'), c.subject, c.depends_on, c.batch, expires_at => c.expires_at, headers => c.headers,
+    on_failed_dependency => coalesce(c.on_failed_dependency, 'cancel')) e
   order by 1;
 
   perform howdah.wake_all();

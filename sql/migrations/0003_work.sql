@@ -11,7 +11,7 @@
 create function howdah.claim_ready(worker bigint, lease bigint, kinds text[], queues text[], rooms int[],
   line_queues text[], line_ranks int[], line_pasts bigint[], line_uptos int[])
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
-  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint, batch bigint)
 language plpgsql
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
@@ -44,14 +44,14 @@ begin
   from picked where j.ctid = picked.at
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
     greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
-    j.subject, j.headers, j.created_at, j.crashes;
+    j.subject, j.headers, j.created_at, j.crashes, j.batch;
 end $$;
 
 -- Takes one suspect. Its start is written by a statement of its own, right before its handler is called: a suspect that
 -- only waited when its worker died has brought down nobody.
 create function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], queues text[])
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
-  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint)
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint, batch bigint)
 language plpgsql
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
@@ -72,7 +72,7 @@ begin
   from picked where j.ctid = picked.at
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
     greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
-    j.subject, j.headers, j.created_at, j.crashes;
+    j.subject, j.headers, j.created_at, j.crashes, j.batch;
 end $$;
 
 -- The list of errors with one more: the last ten, each knowing its attempt and time.
@@ -95,9 +95,12 @@ create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], resul
 returns setof bigint language plpgsql as $$
 #variable_conflict use_column
 declare
-  moment timestamptz := clock_timestamp();
+  moment  timestamptz := clock_timestamp();
+  written bigint[];
+  ended   bigint[];
+  states  text[];
+  batches bigint[];
 begin
-  return query
   with done as materialized (
     select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.ages, ack.runs, ack.progresses)
       as d(id, lease, outcome, result, error, delay, age, run, progress) order by d.id),
@@ -137,7 +140,14 @@ begin
       errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress)
     from held d where j.ctid = d.at and d.outcome in ('retried', 'snoozed', 'released', 'rescued')
     returning j.id)
-  select g.id from gone g union all select b.id from back b;
+  select array_agg(e.id), array_agg(e.id) filter (where e.ended), array_agg(e.state) filter (where e.ended), array_agg(e.batch) filter (where e.ended)
+    into written, ended, states, batches
+  from (select g.id, true, case g.outcome when 'crashed' then 'dead' else g.outcome end, g.batch from gone g
+        union all select b.id, false, null, null from back b) e(id, ended, state, batch);
+  if ended is not null and howdah.somebody_waits() then
+    perform howdah.note_ended(ended, states, batches, true);
+  end if;
+  return query select unnest(written);
 end $$;
 
 -- What became of acks that howdah.ack did not write: busy (try again), done (an earlier try wrote it) or lost. With no
@@ -236,14 +246,14 @@ end $$;
 
 -- A worker says that it lives. No row: it has been taken for dead, its jobs are others'. `leads`: it does the upkeep
 -- that is needed once for all workers. `suspects` wait to be run, `signals` to be heard by who holds their jobs.
-create function howdah.beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql as $$
+create function howdah.worker_beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql as $$
 declare
   lease interval;
 begin
-  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = beat.worker returning w.ttl into lease;
+  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = worker_beat.worker returning w.ttl into lease;
   if not found then return; end if;
-  update howdah.leader l set worker = beat.worker, until = clock_timestamp() + lease
-    where l.worker = beat.worker or l.until < clock_timestamp();
+  update howdah.leader l set worker = worker_beat.worker, until = clock_timestamp() + lease
+    where l.worker = worker_beat.worker or l.until < clock_timestamp();
   leads := found;
   suspects := exists (select from howdah.jobs j where j.due_at is null and j.suspect);
   signals := exists (select from howdah.signals s);
@@ -322,7 +332,7 @@ begin
   return ahead + 1;
 end $$;
 
--- Drops the days of history that are older than `days`, and tells which. Detach, then drop: dropping an attached
+-- Drops the days of history that are older than `days`, with the steps of jobs that ended before, and tells which. Detach, then drop: dropping an attached
 -- partition would hold the parent's lock while the files go.
 create function howdah.drop_partitions(days int) returns setof text
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set lock_timeout = '200ms' as $$
@@ -340,6 +350,8 @@ begin
       return;                                      -- somebody reads history; tried again later
     end;
   end loop;
+  delete from howdah.steps s where s.created_at < clock_timestamp() - days * interval '1 day'
+    and not exists (select from howdah.jobs j where j.id = s.job_id);
 end $$;
 
 select howdah.make_partitions();

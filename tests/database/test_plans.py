@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CLAIM_BOUND = 1_400
 PROMOTE_BOUND = 2_500
 # For one row, or none (measured: at most 21).
-SMALL_BOUND = 60
+SMALL_BOUND = 80
 
 CLAIM = (
     "select * from howdah.claim_ready(1, 5, '{work,other}', '{default}', '{100}', '{default}', '{-1}', '{0}', '{10}')"
@@ -38,7 +38,7 @@ STATEMENTS = {
         SMALL_BOUND,
     ),
     "a promotion": ("select * from howdah.promote(100)", "jobs_due", PROMOTE_BOUND),
-    "a beat": ("select * from howdah.beat(1)", None, SMALL_BOUND),
+    "a beat": ("select * from howdah.worker_beat(1)", None, SMALL_BOUND),
     "an enqueue": ("select * from howdah.enqueue('work')", None, SMALL_BOUND),
     "an enqueue with a key": ("select * from howdah.enqueue('work', unique_key => 'k')", None, SMALL_BOUND),
     "an enqueue for later": ("select * from howdah.enqueue('work', delay => '1 day')", "jobs_due", SMALL_BOUND),

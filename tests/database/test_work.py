@@ -784,7 +784,7 @@ async def test_a_caller_never_waits_for_the_coalescing(connection: asyncpg.Conne
 
 
 async def beat(connection: asyncpg.Connection, worker: int) -> asyncpg.Record | None:
-    return await connection.fetchrow("select * from howdah.beat($1)", worker)
+    return await connection.fetchrow("select * from howdah.worker_beat($1)", worker)
 
 
 async def test_a_beat_says_that_the_worker_lives(connection: asyncpg.Connection) -> None:

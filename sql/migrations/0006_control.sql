@@ -1,13 +1,15 @@
 -- What people and programs may do to jobs and queues: cancel, retry, reschedule, pause, resume.
 
--- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has locked or deleted it.
+-- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has deleted it, and tells
+-- howdah.note_ended when its statement is over: what that changes may be in the same statement's reach.
 create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql as $$
+delete from howdah.dependencies d where d.job_id = job.id;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
   job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.retried_from, job.timeout,
-  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at))
-returning true $$;
+  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at));
+select true $$;
 
 -- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and
 -- keeps its true outcome if it ends first; nobody but the engine locks a running row, so the request is a row of signals.
@@ -20,7 +22,7 @@ declare
 begin
   delete from howdah.jobs j where j.id = job_id and j.lease is null returning j.* into gone;
   if found then
-    perform howdah.bury_cancelled(gone, by, reason);
+    perform howdah.bury_cancelled(gone, by, reason), howdah.note_ended(array[gone.id], array['cancelled'], array[gone.batch], false);
     return 'cancelled';
   end if;
   if exists (select from howdah.jobs j where j.id = job_id) then
@@ -40,14 +42,19 @@ create function howdah.cancel_subject(subject text, by text default null, reason
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 #variable_conflict use_variable
 declare
-  ended bigint;
-  told  bigint;
+  ended   bigint;
+  told    bigint;
+  ids     bigint[];
+  batches bigint[];
 begin
   with mine as materialized (        -- in id order, as everybody who locks several jobs
     select j.id from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is null order by j.id for update),
   gone as (
     delete from howdah.jobs j using mine where j.id = mine.id and j.lease is null returning j)
-  select count(howdah.bury_cancelled(g.j, by, reason)) into ended from gone g;
+  select count(howdah.bury_cancelled(g.j, by, reason)), array_agg((g.j).id), array_agg((g.j).batch) into ended, ids, batches from gone g;
+  if ended > 0 then
+    perform howdah.note_ended(ids, array_fill('cancelled'::text, array[ended::int]), batches, false);
+  end if;
   insert into howdah.signals (job_id, signal, by, reason)
   select j.id, 'cancel', by, reason from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is not null;
   get diagnostics told = row_count;
@@ -69,6 +76,7 @@ begin
       returning j.* into gone;
     if found then
       perform howdah.bury_cancelled(gone, s.by, s.reason) from howdah.signals s where s.id = one.first;
+      perform howdah.note_ended(array[gone.id], array['cancelled'], array[gone.batch], true);
     end if;
   end loop;
   delete from howdah.signals s where not exists (select from howdah.jobs j where j.id = s.job_id);
