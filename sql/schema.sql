@@ -1009,16 +1009,17 @@ create function howdah.create_batch(kind text, payload jsonb default '{}', queue
   max_attempts int default null, timeout interval default null, unique_key text default null, subject text default null,
   headers jsonb default null)
 returns bigint language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
 declare
-  id bigint;
+  batch bigint;
 begin
-  select e.id into id from howdah.enqueue(create_batch.kind, create_batch.payload, create_batch.queue, create_batch.priority,
+  select e.id into batch from howdah.enqueue(create_batch.kind, create_batch.payload, create_batch.queue, create_batch.priority,
     delay => interval '1 day', max_attempts => create_batch.max_attempts, timeout => create_batch.timeout,
     unique_key => create_batch.unique_key, on_conflict => 'error', subject => create_batch.subject, headers => create_batch.headers) e;
-  update howdah.jobs j set due_at = 'infinity', ready_at = j.created_at where j.id = create_batch.id;
-  insert into howdah.batches values (id);
+  update howdah.jobs j set due_at = 'infinity', ready_at = j.created_at where j.id = batch;
+  insert into howdah.batches values (batch);
   perform pg_notify('howdah_control', 'settle');   -- heard after the commit: it may be empty, or over already
-  return id;
+  return batch;
 end $$;
 
 -- Keeps a batch open until the caller's transaction ends, so that a job can join it. Refused (JB007) once it is over. Callers do

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # 277,000 at a million rows by the primary key, 45,000 by a sequential scan.
 CLAIM_BOUND = 1_400
 PROMOTE_BOUND = 2_500
-# For one row, or none (measured: at most 21).
+# For one row, or none (measured: at most 21; a first call on a connection reads up to 48 of the catalog besides).
 SMALL_BOUND = 80
 
 CLAIM = (
