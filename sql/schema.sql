@@ -16,7 +16,8 @@
 --   * Refusals have SQLSTATEs of class JB, name the field and carry a hint.
 --
 -- The parts: 1 tables and the view · 2 how work comes in · 3 a job's way through a worker · 4 kinds, and what everybody may
--- ask · 5 what people may do to jobs and queues. Below the line stand the files of sql/migrations, one after the other:
+-- ask · 5 who waits for the end of jobs · 6 what people may do to jobs and queues · 7 the protocol for workers in other
+-- languages · 8 why a job is not running. Below the line stand the files of sql/migrations, one after the other:
 --   cd sql && { sed '/^-- =====/q' schema.sql; for file in migrations/*.sql; do echo; cat "$file"; done; } > s && mv s schema.sql
 
 -- ====================================================================================================================
@@ -102,6 +103,7 @@ create index jobs_due on howdah.jobs (due_at) where due_at is not null;
 create unique index jobs_unique_key on howdah.jobs (unique_key) where unique_key is not null;
 create index jobs_subject on howdah.jobs (subject) where subject is not null;
 create index jobs_batch on howdah.jobs (batch) where batch is not null;
+create index jobs_retried_from on howdah.jobs (retried_from) where retried_from is not null;
 
 -- The ended jobs, a partition a day (UTC), never updated, pruned by dropping partitions. There is no default partition:
 -- it would make every attach and detach lock all of history. An ack that meets a missing day makes it and repeats.
@@ -144,6 +146,7 @@ create index job_history_id on howdah.job_history (id);
 -- Few rows: what failed is asked for at night, what went well is not.
 create index job_history_dead on howdah.job_history (finished_at) where state = 'dead';
 create index job_history_subject on howdah.job_history (subject) where subject is not null;
+create index job_history_retried_from on howdah.job_history (retried_from) where retried_from is not null;
 
 -- One row per running daemon process. A beat older than ttl means dead, and others take its jobs back.
 create table howdah.workers (
@@ -1657,8 +1660,9 @@ begin
   if job.suspect then
     select count(*) into ahead from (
       select from howdah.jobs j where j.queue = job.queue and j.due_at is null and j.suspect and ((10 - j.priority), j.id) < ((10 - job.priority), job.id) limit 10001) few;
-    return format('%s; a worker died while it held this job, so it is a suspect%s: it runs alone, and %s suspects are before it in its queue.', since,
-      case when job.crashes > 0 then format(' that has brought down %s', job.crashes) else '' end, ahead);
+    return format('%s; a worker died while it held this job, so it is a suspect%s: it runs alone, and %s before it in its queue.', since,
+      case when job.crashes > 0 then format(' that has brought down %s', job.crashes) else '' end,
+      case when ahead = 1 then 'one suspect is' else ahead || ' suspects are' end);
   end if;
   select count(*) into ahead from (
     select from howdah.jobs j where j.queue = job.queue and j.due_at is null and not j.suspect and j.lease is null

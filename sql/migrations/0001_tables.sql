@@ -79,6 +79,7 @@ create index jobs_due on howdah.jobs (due_at) where due_at is not null;
 create unique index jobs_unique_key on howdah.jobs (unique_key) where unique_key is not null;
 create index jobs_subject on howdah.jobs (subject) where subject is not null;
 create index jobs_batch on howdah.jobs (batch) where batch is not null;
+create index jobs_retried_from on howdah.jobs (retried_from) where retried_from is not null;
 
 -- The ended jobs, a partition a day (UTC), never updated, pruned by dropping partitions. There is no default partition:
 -- it would make every attach and detach lock all of history. An ack that meets a missing day makes it and repeats.
@@ -121,6 +122,7 @@ create index job_history_id on howdah.job_history (id);
 -- Few rows: what failed is asked for at night, what went well is not.
 create index job_history_dead on howdah.job_history (finished_at) where state = 'dead';
 create index job_history_subject on howdah.job_history (subject) where subject is not null;
+create index job_history_retried_from on howdah.job_history (retried_from) where retried_from is not null;
 
 -- One row per running daemon process. A beat older than ttl means dead, and others take its jobs back.
 create table howdah.workers (

@@ -108,8 +108,9 @@ begin
   if job.suspect then
     select count(*) into ahead from (
       select from howdah.jobs j where j.queue = job.queue and j.due_at is null and j.suspect and ((10 - j.priority), j.id) < ((10 - job.priority), job.id) limit 10001) few;
-    return format('%s; a worker died while it held this job, so it is a suspect%s: it runs alone, and %s suspects are before it in its queue.', since,
-      case when job.crashes > 0 then format(' that has brought down %s', job.crashes) else '' end, ahead);
+    return format('%s; a worker died while it held this job, so it is a suspect%s: it runs alone, and %s before it in its queue.', since,
+      case when job.crashes > 0 then format(' that has brought down %s', job.crashes) else '' end,
+      case when ahead = 1 then 'one suspect is' else ahead || ' suspects are' end);
   end if;
   select count(*) into ahead from (
     select from howdah.jobs j where j.queue = job.queue and j.due_at is null and not j.suspect and j.lease is null

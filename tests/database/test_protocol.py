@@ -42,9 +42,17 @@ async def silence(connection: asyncpg.Connection, worker: str = "js:1") -> None:
 
 
 async def test_a_job_goes_from_claim_to_complete(connection: asyncpg.Connection) -> None:
-    job_id = await enqueue(connection, payload={"to": "ada"}, subject="user:1", headers={"trace": "x"}, timeout=timedelta(seconds=7))
+    job_id = await enqueue(
+        connection, payload={"to": "ada"}, subject="user:1", headers={"trace": "x"}, timeout=timedelta(seconds=7)
+    )
     job = await claim_one(connection)
-    assert (job["id"], job["payload"], job["attempt"], job["max_attempts"], job["timeout"]) == (job_id, {"to": "ada"}, 1, 3, 7)
+    assert (job["id"], job["payload"], job["attempt"], job["max_attempts"], job["timeout"]) == (
+        job_id,
+        {"to": "ada"},
+        1,
+        3,
+        7,
+    )
     assert (job["queue"], job["kind"], job["subject"], job["headers"]) == ("default", "work", "user:1", {"trace": "x"})
     assert await connection.fetchval("select howdah.start($1, $2)", job_id, job["lease"])
     assert (await status(connection, job_id))["started_at"] is not None
@@ -72,7 +80,9 @@ async def test_the_most_urgent_come_first_and_never_more_than_asked_for(connecti
     assert await claim(connection, count=9) == []
 
 
-async def test_a_failed_attempt_comes_back_after_the_usual_backoff_and_then_dies(connection: asyncpg.Connection) -> None:
+async def test_a_failed_attempt_comes_back_after_the_usual_backoff_and_then_dies(
+    connection: asyncpg.Connection,
+) -> None:
     job_id = await enqueue(connection, max_attempts=2)
     assert await fail(connection, await claim_one(connection), "no route to host") == "retrying"
     row = await status(connection, job_id)
@@ -160,7 +170,9 @@ async def test_a_beat_tells_what_is_to_be_cancelled_and_a_release_ends_it(connec
     assert (row["state"], row["cancelled_by"], row["cancel_reason"]) == ("cancelled", "ada", "not needed")
 
 
-async def test_a_job_that_may_run_at_most_once_is_not_run_again_after_its_worker_died(connection: asyncpg.Connection) -> None:
+async def test_a_job_that_may_run_at_most_once_is_not_run_again_after_its_worker_died(
+    connection: asyncpg.Connection,
+) -> None:
     job_id = await enqueue(connection, max_attempts=1)
     await claim_one(connection)
     await silence(connection)
@@ -226,7 +238,9 @@ async def test_two_workers_of_one_name_share_a_row_and_a_daemon_of_that_name_is_
         ("ttl is", {"ttl": timedelta(seconds=1)}),
     ],
 )
-async def test_bad_claims_are_refused_by_name(connection: asyncpg.Connection, naming: str, given: dict[str, Any]) -> None:
+async def test_bad_claims_are_refused_by_name(
+    connection: asyncpg.Connection, naming: str, given: dict[str, Any]
+) -> None:
     with refused("JB002", naming=naming):
         await claim(connection, **given)
 

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 from support.eventually import aeventually
 from support.jobs import (
@@ -18,10 +17,10 @@ from support.jobs import (
     claim_one,
     completed,
     dead,
+    ended,
     enqueue,
     enqueue_many,
     enqueued,
-    ended,
     live,
     refused,
     released,
@@ -33,6 +32,7 @@ from support.jobs import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    import asyncpg
     from conftest import Connect
     from support.jobs import Ack, Held
 
@@ -223,7 +223,9 @@ async def test_cancelling_a_subject_with_both_ends_of_a_dependency_ends_both(con
     assert [(await status(connection, job))["cancelled_by"] for job in (first, last)] == ["ada", "ada"]
 
 
-async def test_a_rescued_job_still_holds_up_its_dependents_and_then_lets_them_go(connection: asyncpg.Connection) -> None:
+async def test_a_rescued_job_still_holds_up_its_dependents_and_then_lets_them_go(
+    connection: asyncpg.Connection,
+) -> None:
     worker = await add_dead_worker(connection)
     first = await enqueue(connection)
     last = await enqueue(connection, depends_on=[first])
@@ -260,7 +262,12 @@ async def test_the_job_behind_a_batch_runs_after_all_of_it_with_the_counts(conne
     await finish(connection, members[4])
     assert await state(connection, batch) == "ready"
     assert await counts(connection, batch) == {"completed": 3, "dead": 1, "cancelled": 1}
-    assert await connection.fetchval("select (select count(*) from howdah.batches) + (select count(*) from howdah.batch_ends)") == 0
+    assert (
+        await connection.fetchval(
+            "select (select count(*) from howdah.batches) + (select count(*) from howdah.batch_ends)"
+        )
+        == 0
+    )
     assert [job.id for job in await claim(connection)] == [batch]
 
 
@@ -390,7 +397,12 @@ async def test_a_batch_whose_last_job_was_cancelled_leaves_nothing_behind(connec
     await finish(connection, members[1])
     await settle(connection)
     assert await state(connection, batch) == "cancelled"
-    assert await connection.fetchval("select (select count(*) from howdah.batches) + (select count(*) from howdah.batch_ends)") == 0
+    assert (
+        await connection.fetchval(
+            "select (select count(*) from howdah.batches) + (select count(*) from howdah.batch_ends)"
+        )
+        == 0
+    )
 
 
 async def test_plain_acks_touch_none_of_it(connection: asyncpg.Connection, connect: Connect) -> None:
