@@ -28,6 +28,15 @@ class HandlersError(HowdahError):
     """The handlers module cannot be loaded, or two handlers claim one kind; the process exits 78."""
 
 
+class LifespanError(HowdahError):
+    """A lifespan of the handlers' module failed. `lifespan` names it; the worker does not start, or stops."""
+
+    def __init__(self, lifespan: str, problem: str) -> None:
+        super().__init__(f"lifespan {lifespan} {problem}")
+        self.lifespan = lifespan
+        self.problem = problem
+
+
 class SchemaError(HowdahError):
     """The database's schema and this release do not fit; the message says what to run. The process exits 78."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Awaitable, Generator, Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime, timedelta
 
@@ -95,6 +95,7 @@ class Job(Generic[P]):
         "queue",
         "raw_headers",
         "raw_payload",
+        "reported",
         "resources",
         "services",
         "start_first",
@@ -119,10 +120,11 @@ class Job(Generic[P]):
     batch: int | None
     headers: Mapping[str, Any]
     created_at: datetime
-    #: True from the moment somebody asked for this job to be cancelled; long handlers look at it between their steps.
+    #: True from the moment somebody asked for this job to be cancelled.
     cancelled: bool
     #: When the timeout strikes, on the clock of `time.monotonic()`.
     deadline: float
+    #: What the lifespans gave; not in process handlers.
     resources: Mapping[str, Any]
 
     # The engine's own: the lease is the fence, `task` is the slot that runs it.
@@ -143,7 +145,9 @@ class Job(Generic[P]):
     cancel_reason: str | None
     # Released while its handler still ran: whatever the handler says later is nobody's.
     abandoned: bool
-    progress: Any
+    # JSON, the newest; and what was given to be written last.
+    progress: bytes | None
+    reported: bytes | None
     services: Services
     task: asyncio.Task[None] | None
 
@@ -155,16 +159,40 @@ class Job(Generic[P]):
         """A logger whose lines carry the job's id, kind, queue, attempt and subject."""
         return _JobLog(logging.getLogger(f"howdah.job.{self.kind}"), job_fields(self))
 
-    async def report(self, progress: Any) -> None:
-        """Publish progress, any JSON, in `job_status.progress`.
+    @property
+    def stopping(self) -> bool:
+        """True from the moment the attempt should end: cancelled, out of time, or its worker is leaving.
+
+        An async handler is interrupted then, and one in a process is killed; one in a thread has to look at this between its
+        steps. On a drain it is asked a few seconds before the end: what it says within them counts, and `Snooze(0)` gives
+        the job back for another worker, its attempt not counted.
+        """
+        return self.cancelled or self.timed_out or self.interrupted
+
+    def report(self, progress: Any) -> Awaitable[None]:
+        """Publish progress, any JSON, in `job_status.progress`. Async handlers may await it, plain ones just call it.
 
         At most one write a second; the newest one wins, and the last is never lost. A write that fails never hurts the job.
         """
         self.services.report(self, progress)
+        return _DONE
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool for the length of a `async with`."""
         return self.services.connection()
+
+
+class _Done:
+    """Awaited, it is done already."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+_DONE = _Done()
 
 
 class _JobLog(logging.LoggerAdapter[logging.Logger]):

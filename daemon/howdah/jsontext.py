@@ -44,14 +44,18 @@ def encode(value: Any, *, limit: int = LIMIT) -> Encoded:
     return Encoded(text)
 
 
-def encode_error(error: BaseException) -> bytes:
+def encode_error(error: BaseException, *, hide: Callable[[str], str] | None = None) -> bytes:
     """Give the JSON of an exception: its type, message and stack, each cut to a size."""
     stack = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else None
-    return describe_error(type(error).__name__, _message(error), stack)
+    return describe_error(type(error).__name__, _message(error), stack, hide=hide)
 
 
-def describe_error(kind: str, message: str, stack: str | None = None) -> bytes:
-    """Give the JSON of an error that is no exception of ours."""
+def describe_error(
+    kind: str, message: str, stack: str | None = None, *, hide: Callable[[str], str] | None = None
+) -> bytes:
+    """Give the JSON of an error that is no exception of ours. `hide` takes out what nobody may read, before anything is cut."""
+    if hide is not None:
+        message, stack = hide(message), hide(stack) if stack is not None else None
     facts = {"type": _clean(kind), "message": _clean(message)[:2000]}
     if stack is not None:
         # The end of a stack says what happened; the beginning is the engine's.

@@ -12,13 +12,16 @@ from howdah.canceller import Canceller
 from howdah.claimer import Claimer
 from howdah.database import Line
 from howdah.endpoint import Endpoint
+from howdah.error_reporters import ErrorReporters
 from howdah.errors import ConfigError
-from howdah.executor import Executor, released
+from howdah.executor import Executor
 from howdah.heartbeat import Heartbeat
 from howdah.lifeline import Lifeline
+from howdah.lifespans import Lifespans
 from howdah.listener import Listener
 from howdah.maintenance import Maintenance
 from howdah.metrics import Metrics
+from howdah.outcomes import released
 from howdah.pool import HandlerPool
 from howdah.processes import Processes
 from howdah.reporter import Reporter
@@ -51,6 +54,8 @@ class Parts:
         self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
         self._processes = Processes(config.handlers, log_style=config.log_format, log_level=config.log_level)
         self._pool = HandlerPool(self._url, config.pool_size)
+        self.lifespans = Lifespans(registry.lifespans)
+        self.errors = ErrorReporters(registry.error_reporters)
         self.metrics = Metrics()
         self.vitals = Vitals()
         self.notifier = Notifier()
@@ -70,7 +75,8 @@ class Parts:
             connection=self._pool.lend,
             threads=self._threads,
             processes=self._processes,
-            resources={},
+            resources=self.lifespans.resources,
+            errors=self.errors,
             keep_history=config.history_days > 0,
         )
         self.reporter = Reporter(store=self.store, executor=self.executor)
@@ -84,6 +90,7 @@ class Parts:
                 run_times=run_times,
                 execute=self.executor.execute,
                 on_room=lambda name: self.claimer.room(name),
+                on_failure=on_failure,
                 metrics=self.metrics,
             )
             for queue, size in config.queues.items()

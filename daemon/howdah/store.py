@@ -235,5 +235,5 @@ def _job(row: Any, lease: int) -> Job[Any]:
     job.told_start = False
     job.start_first = job.max_attempts == 1
     job.task = None
-    job.progress = None
+    job.progress = job.reported = None
     return job
