@@ -73,6 +73,24 @@ class LeaseLostError(HowdahError):
         self.lease = lease
 
 
+class StepError(HowdahError):
+    """A step of a job was asked for, or gave, what cannot be kept. `step` names it."""
+
+    def __init__(self, step: str, problem: str) -> None:
+        super().__init__(f"step {step!r}: {problem}")
+        self.step = step
+        self.problem = problem
+
+
+class EnqueueError(HowdahError):
+    """The database refused a job that a handler had enqueued with its own. `sqlstate` and `problem` are the refusal."""
+
+    def __init__(self, sqlstate: str, problem: str, hint: str | None) -> None:
+        super().__init__(f"enqueue was refused: {problem}{f' ({hint})' if hint else ''}")
+        self.sqlstate = sqlstate
+        self.problem = problem
+
+
 class PayloadError(HowdahError):
     """A payload does not fit its handler. `kind` and `problem` name the field; the job is dead at once."""
 

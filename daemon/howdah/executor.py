@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import threading
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import orjson
 
+from howdah.chaining import Chain, chain, link, refusal
 from howdah.contexts import InContext
 from howdah.errors import HandlerTimeoutError, LeaseLostError, PayloadError
 from howdah.job import Attempt, Job, current_job, job_fields
 from howdah.jsontext import encode
 from howdah.outcomes import cancelled, failed, refused, released, returned
+from howdah.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -27,12 +30,14 @@ if TYPE_CHECKING:
     from howdah.metrics import Metrics
     from howdah.processes import Processes
     from howdah.registry import Handler, Registry
+    from howdah.store import Store
 
 log = logging.getLogger("howdah.executor")
 
 #: How often the timeouts are looked at, in seconds: a timer for every job would cost more than most jobs do.
 WATCH_INTERVAL = 0.1
 
+ENQUEUE = "select howdah.enqueue_many($1)"
 COMPLETE = "select howdah.complete($1, $2, $3, $4, $5)"
 
 
@@ -44,7 +49,8 @@ class Executor:
         *,
         registry: Registry,
         metrics: Metrics,
-        put: Callable[[Attempt], None],
+        put: Callable[[Attempt, Chain | None], None],
+        steps: Store,
         write_start: Callable[[Job[Any]], Awaitable[bool]],
         connection: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]],
         threads: ThreadPoolExecutor,
@@ -56,6 +62,10 @@ class Executor:
         self._registry = registry
         self._metrics = metrics
         self._put = put
+        self._step_store = steps
+        self._loop = asyncio.get_running_loop()
+        self._home = threading.get_ident()
+        self._making_steps = threading.Lock()
         self._write_start = write_start
         self._connection = connection
         self._threads = threads
@@ -100,7 +110,10 @@ class Executor:
             while job.task is not None and job.task.cancelling():
                 job.task.uncancel()
         if outcome is not None and not job.abandoned:
-            self._finish(job, outcome)
+            if job.chained:
+                self._finish_with(job, handler, outcome, chain(job.chained))
+            else:
+                self._finish(job, outcome)
 
     def cancel(self, job: Job[Any], by: str | None, reason: str | None) -> None:
         """Ask a running job to stop. A handler in a thread has to look at `job.cancelled`; the others are interrupted.
@@ -146,6 +159,19 @@ class Executor:
         for job in fresh:
             job.reported = job.progress
         return fresh
+
+    def step(self, job: Job[Any], name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Do a step of a job; from another thread than the loop's it blocks that one."""
+        with self._making_steps:
+            if job.steps is None:
+                job.steps = Steps(job, self._step_store, self._loop)
+        steps = cast("Steps", job.steps)
+        run = steps.run if threading.get_ident() == self._home else steps.run_in_thread
+        return run(name, function, arguments)
+
+    def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
+        """Keep a job to be enqueued with the ack of this one. From any thread: it is one assignment."""
+        job.chained = [*(job.chained or ()), link(kind, payload, options)]
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool."""
@@ -220,6 +246,8 @@ class Executor:
                     return outcome
                 # From here on nothing may cancel: half a commit is known to nobody.
                 self.running.pop(job.id, None)
+                if job.chained:
+                    await self._enqueue_in(connection, job.chained)
                 if not self._keep_history:
                     await connection.execute("select set_config('howdah.keep_history', 'off', true)")
                 await connection.fetchval(
@@ -236,11 +264,18 @@ class Executor:
         self._count(job, outcome)
         return None
 
+    async def _enqueue_in(self, connection: asyncpg.Connection, links: list[bytes]) -> None:
+        try:
+            await connection.execute(ENQUEUE, chain(links))
+        except asyncpg.PostgresError as error:
+            raise refusal(error) from None
+
     def _is_in_thread(self, job: Job[Any]) -> bool:
         handler = self._registry.get(job.kind)
         return handler is not None and handler.runs_in == "thread"
 
     def _failed(self, job: Job[Any], handler: Handler, error: BaseException) -> Attempt:
+        job.chained = None
         self._errors.tell(job, error)
         return failed(job, handler, error)
 
@@ -249,6 +284,7 @@ class Executor:
 
         One that nobody of us asked for is the handler's own failure: released, it would run in a circle for ever.
         """
+        job.chained = None
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()
@@ -263,14 +299,26 @@ class Executor:
         log.warning("lost lease", extra=job_fields(job))
 
     def _finish(self, job: Job[Any], attempt: Attempt) -> None:
-        # The last progress goes with the ack: the job may end before its next report is due.
-        self._put(attempt if job.progress is None else attempt._replace(progress=job.progress))
+        self._put(_with_progress(job, attempt), None)
         self._count(job, attempt)
+
+    def _finish_with(self, job: Job[Any], handler: Handler, attempt: Attempt, jobs: bytes) -> None:
+        """Hand over an outcome that brings jobs along. Jobs that the database refuses make it a failed attempt."""
+
+        def refused_by(error: asyncpg.PostgresError) -> None:
+            self._finish(job, self._failed(job, handler, refusal(error)))
+
+        self._put(_with_progress(job, attempt), Chain(jobs, lambda: self._count(job, attempt), refused_by))
 
     def _count(self, job: Job[Any], attempt: Attempt) -> None:
         self._metrics.finished.labels(job.queue, job.kind, attempt.outcome).inc()
         if attempt.started is not None and attempt.ended is not None:
             self._metrics.run.labels(job.kind).observe(attempt.ended - attempt.started)
+
+
+def _with_progress(job: Job[Any], attempt: Attempt) -> Attempt:
+    """Let the last progress go with the ack: the job may end before its next report is due."""
+    return attempt if job.progress is None else attempt._replace(progress=job.progress)
 
 
 def _call_in_thread(function: Callable[[Job[Any]], Any], job: Job[Any]) -> Any:

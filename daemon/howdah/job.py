@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Generator, Mapping, MutableMapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime, timedelta
 
@@ -56,11 +56,21 @@ class Attempt(NamedTuple):
     progress: bytes | None = None
 
 
+class Steps(Protocol):
+    """The steps of one attempt; only their owner looks inside."""
+
+
 class Services(Protocol):
     """What a running job may ask of its worker."""
 
     def report(self, job: Job[Any], progress: Any) -> None:
         """Keep the newest progress, to be written within a second."""
+
+    def step(self, job: Job[Any], name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Do a step, or give what it gave before: awaitable on the loop, the result itself in a thread."""
+
+    def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
+        """Keep a job to be enqueued with the ack of this one."""
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool."""
@@ -79,6 +89,7 @@ class Job(Generic[P]):
         "cancel_by",
         "cancel_reason",
         "cancelled",
+        "chained",
         "created_at",
         "deadline",
         "expires_in",
@@ -100,6 +111,7 @@ class Job(Generic[P]):
         "services",
         "start_first",
         "started",
+        "steps",
         "subject",
         "task",
         "timed_out",
@@ -148,6 +160,9 @@ class Job(Generic[P]):
     # JSON, the newest; and what was given to be written last.
     progress: bytes | None
     reported: bytes | None
+    # The jobs that it asked for, each as JSON.
+    chained: list[bytes] | None
+    steps: Steps | None
     services: Services
     task: asyncio.Task[None] | None
 
@@ -175,6 +190,39 @@ class Job(Generic[P]):
         At most one write a second; the newest one wins, and the last is never lost. A write that fails never hurts the job.
         """
         self.services.report(self, progress)
+        return _DONE
+
+    def step(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function once in the life of this job, and give its result: `await job.step("charge", charge, card)`.
+
+        The result is kept before this returns, whatever becomes of the attempt, so a later attempt gets it without a call.
+        What you get is always what its JSON says. A second step of one name gives what the first gave. Plain handlers, in
+        threads, call it without `await`. Not in process handlers.
+
+        Args:
+            name: 1 to 200 characters, one name for one step.
+            function: a coroutine function, or a plain one.
+            arguments: what it is called with.
+
+        Raises LeaseLostError when the job is not this worker's any more: let it pass; StepError, which names the step, when the result
+        is not JSON or larger than 1 MiB.
+
+        """
+        return self.services.step(self, name, function, arguments)
+
+    def enqueue(self, kind: str, payload: Any = None, **options: Any) -> Awaitable[None]:
+        """Have another job enqueued in the same commit in which this one completes. Plain handlers just call it.
+
+        It is enqueued if the handler returns, also Snooze, Discard or Cancel, and dropped if the attempt fails, is given back or
+        has lost its lease. A job that the database refuses fails the attempt.
+
+        Args:
+            kind: what kind of job.
+            payload: a JSON object, or a model.
+            options: the other arguments of howdah.enqueue by name: queue, priority, delay (seconds or timedelta), unique_key, …
+
+        """
+        self.services.enqueue(self, kind, payload, options)
         return _DONE
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:

@@ -44,6 +44,14 @@ def encode(value: Any, *, limit: int = LIMIT) -> Encoded:
     return Encoded(text)
 
 
+def encode_strictly(value: Any) -> bytes:
+    """Give the JSON of a value that must come back as it is. Raises TypeError or ValueError where that cannot be."""
+    text = orjson.dumps(value, default=_fallback_to_model)
+    if b"\\u0000" in text and _has_nul(orjson.loads(text)):
+        raise ValueError("it holds a NUL character, which PostgreSQL does not take")
+    return text
+
+
 def encode_error(error: BaseException, *, hide: Callable[[str], str] | None = None) -> bytes:
     """Give the JSON of an exception: its type, message and stack, each cut to a size."""
     stack = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else None
@@ -78,6 +86,18 @@ def _fallback(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError("bytes have no place in JSON")
     return str(value)
+
+
+def _fallback_to_model(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
+    return any(map(_has_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
 def _mend(value: Any) -> Any:

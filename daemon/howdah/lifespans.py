@@ -140,25 +140,20 @@ class Lifespans:
             self._leave_by = monotonic() + LEAVE_GRACE
         well = True
         for name, manager in reversed(entered):
-            well = await self._leave_one(name, manager, cut_short) and well
+            well = await self._leave_one(name, manager) and well
         if cut_short is not None:
             raise cut_short
         return well
 
-    async def _leave_one(
-        self, name: str, manager: AbstractAsyncContextManager[Any], cut_short: BaseException | None
-    ) -> bool:
-        # A task group inside of it that has cancelled this task must see its own cancellation come back.
-        reason = cut_short if isinstance(cut_short, asyncio.CancelledError) else None
+    async def _leave_one(self, name: str, manager: AbstractAsyncContextManager[Any]) -> bool:
+        """Leave one as if nothing had happened, whatever did: its part after the `yield` runs also without a `finally`."""
         try:
             async with asyncio.timeout(max(self._leave_by - monotonic(), 0)):
-                await manager.__aexit__(type(reason) if reason else None, reason, None)
+                await manager.__aexit__(None, None, None)
         except BaseException as error:
-            if error is not reason:
-                problem = "does not end" if isinstance(error, TimeoutError) else "failed at its end"
-                text = _describe(error)
-                log.exception("lifespan %s: %s", problem, text, extra={"lifespan": name})
-                return False
+            problem, text = "does not end" if isinstance(error, TimeoutError) else "failed at its end", _describe(error)
+            log.exception("lifespan %s: %s", problem, text, extra={"lifespan": name})
+            return False
         return True
 
 

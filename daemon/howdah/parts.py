@@ -34,6 +34,7 @@ from howdah.vitals import Vitals
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from howdah.chaining import Chain
     from howdah.config import Config
     from howdah.job import Attempt, Job
     from howdah.registry import Registry
@@ -50,7 +51,9 @@ class Parts:
         self._config = config
         self._url: str = config.database_url
         self._loop = asyncio.get_running_loop()
-        self._lines = {name: self._line(name, raw_json=name == "claim") for name in ("claim", "ack", "spare")}
+        self._lines = {
+            name: self._line(name, raw_json=name in {"claim", "step"}) for name in ("claim", "ack", "spare", "step")
+        }
         self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
         self._processes = Processes(config.handlers, log_style=config.log_format, log_level=config.log_level)
         self._pool = HandlerPool(self._url, config.pool_size)
@@ -71,6 +74,7 @@ class Parts:
             registry=registry,
             metrics=self.metrics,
             put=self.put,
+            steps=Store(self._lines["step"]),
             write_start=lambda job: self.reporter.write_start(job),
             connection=self._pool.lend,
             threads=self._threads,
@@ -140,9 +144,9 @@ class Parts:
             on_failure=lambda error: self._tell(on_failure, error),
         )
 
-    def put(self, attempt: Attempt) -> None:
+    def put(self, attempt: Attempt, chain: Chain | None = None) -> None:
         """Hand an outcome to the acker, and set the alarm for what comes back later."""
-        self.acker.put(attempt)
+        self.acker.put(attempt, chain)
         if attempt.delay is not None:
             self.maintenance.due(attempt.delay)
 

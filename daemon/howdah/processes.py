@@ -21,6 +21,7 @@ import orjson
 from pebble import ProcessExpired, ProcessPool
 
 from howdah import logs
+from howdah.chaining import link
 from howdah.errors import HandlerTimeoutError, HowdahError
 from howdah.job import Cancel, Discard, Job, Snooze, current_job, job_fields
 from howdah.jsontext import encode
@@ -75,7 +76,7 @@ class Processes:
         progress = self._note_for(job)
         future = pool.schedule(_call_in_child, args=(self._modules, facts, str(progress)), timeout=timeout)
         try:
-            return await asyncio.wrap_future(future)
+            value, job.chained = await asyncio.wrap_future(future)
         except TimeoutError:
             raise HandlerTimeoutError(job.kind, timeout) from None
         except ProcessExpired as error:
@@ -87,6 +88,7 @@ class Processes:
             # Also of one that was killed: what it reported before is there.
             _collect(progress, job)
             del self._progress[progress]
+        return value
 
     def collect_progress(self) -> None:
         """Give every running job the newest progress that its process has left for it."""
@@ -161,6 +163,14 @@ class _ChildServices:
             except OSError as error:
                 log.warning("progress cannot be left", extra={**job_fields(job), "error": str(error)})
 
+    def step(self, *_asked: Any, **_named: Any) -> Any:
+        """Refuse: the fence is the daemon's."""
+        raise _not_here("job.step")
+
+    def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
+        """Keep a job, to be enqueued when the daemon acks this one."""
+        job.chained = [*(job.chained or ()), link(kind, payload, options)]
+
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Refuse: the pool is the daemon's."""
         raise _not_here("job.connection")
@@ -213,7 +223,7 @@ def _load(modules: Sequence[str]) -> Registry:
     return load(modules)
 
 
-def _call_in_child(modules: Sequence[str], facts: dict[str, Any], progress: str) -> Any:
+def _call_in_child(modules: Sequence[str], facts: dict[str, Any], progress: str) -> tuple[Any, list[bytes] | None]:
     handler = _load(modules).get(facts["kind"])
     if handler is None:
         raise HowdahError(f"no handler for {facts['kind']} in a child process")
@@ -225,7 +235,9 @@ def _call_in_child(modules: Sequence[str], facts: dict[str, Any], progress: str)
     job.cancelled = job.timed_out = job.interrupted = False
     job.resources = _NoResources()
     job.services = _ChildServices(progress)
+    job.chained = None
     current_job.set(job)
     value = handler.function(job)
     # Encoded here, in the child: it may be large, and need not be picklable.
-    return value if value is None or isinstance(value, Snooze | Discard | Cancel) else encode(value)
+    kept = value if value is None or isinstance(value, Snooze | Discard | Cancel) else encode(value)
+    return kept, job.chained
