@@ -131,8 +131,7 @@ class Claimer:
             self._stir.clear()
             try:
                 await self._give_back_unknown()
-                if self._suspects and self._lane is None:
-                    self._lane = asyncio.create_task(self._run_suspects(), name="suspects")
+                self._mind_lane()
                 plan = self._plan()
                 if plan is None:
                     # Nothing is planned for want of room, so room is news in every queue.
@@ -149,6 +148,15 @@ class Claimer:
         if self._lane is not None:
             # For a claim that is on its way. A suspect that runs is the drain's to wait for.
             await asyncio.wait({self._lane}, timeout=LANE_GRACE)
+            self._mind_lane()
+
+    def _mind_lane(self) -> None:
+        """Run suspects while there are any. Raises what ended the lane, if it was more than an absent database."""
+        if self._lane is not None and self._lane.done():
+            lane, self._lane = self._lane, None
+            lane.result()
+        if self._suspects and self._lane is None and not self._stopping:
+            self._lane = asyncio.create_task(self._run_suspects(), name="suspects")
 
     def _plan(self) -> Plan | None:
         """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short."""
@@ -268,7 +276,6 @@ class Claimer:
         except DatabaseUnavailableError:
             self._suspects = True
         finally:
-            self._lane = None
             self._stir.set()
 
     async def _give_back_unknown(self) -> None:

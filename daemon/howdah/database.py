@@ -52,6 +52,8 @@ class Line:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     return await connection.fetch(sql, *arguments)
             except asyncpg.PostgresError as error:
+                # It may show a whole row, and with it what a payload keeps secret.
+                error.detail = None
                 if not is_passing(error):
                     raise
                 self._forget()

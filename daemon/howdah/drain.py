@@ -86,14 +86,14 @@ class Drain:
         """Cancel what runs; its attempts are released, not counted."""
         log.warning("drain deadline, releasing", extra={"jobs": sorted(self._executor.running)})
         self._notifier.status("cancelling what still runs")
-        self._executor.interrupt()
+        self._executor.interrupt(spare_threads=True)
         grace_ends = monotonic() + CANCEL_GRACE
         await asyncio.wait({settled}, timeout=CANCEL_GRACE)
         while self._executor.in_threads and monotonic() < grace_ends:  # noqa: ASYNC110  # a thread tells nobody
             await asyncio.sleep(THREADS_INTERVAL)
         abandoned = self._executor.abandon()
         for job in abandoned:
-            log.error("the handler swallows its cancellation", extra=job_fields(job))
+            log.error("the handler does not end", extra=job_fields(job))
         self._release(abandoned)
 
     async def _written(self) -> None:

@@ -28,6 +28,15 @@ class HandlersError(HowdahError):
     """The handlers module cannot be loaded, or two handlers claim one kind; the process exits 78."""
 
 
+class LifespanError(HowdahError):
+    """A lifespan of the handlers' module failed. `lifespan` names it; the worker does not start, or stops."""
+
+    def __init__(self, lifespan: str, problem: str) -> None:
+        super().__init__(f"lifespan {lifespan} {problem}")
+        self.lifespan = lifespan
+        self.problem = problem
+
+
 class SchemaError(HowdahError):
     """The database's schema and this release do not fit; the message says what to run. The process exits 78."""
 
@@ -62,6 +71,24 @@ class LeaseLostError(HowdahError):
         super().__init__(f"job {job_id} is not held under lease {lease} any more")
         self.job_id = job_id
         self.lease = lease
+
+
+class StepError(HowdahError):
+    """A step of a job was asked for, or gave, what cannot be kept. `step` names it."""
+
+    def __init__(self, step: str, problem: str) -> None:
+        super().__init__(f"step {step!r}: {problem}")
+        self.step = step
+        self.problem = problem
+
+
+class EnqueueError(HowdahError):
+    """The database refused a job that a handler had enqueued with its own. `sqlstate` and `problem` are the refusal."""
+
+    def __init__(self, sqlstate: str, problem: str, hint: str | None) -> None:
+        super().__init__(f"enqueue was refused: {problem}{f' ({hint})' if hint else ''}")
+        self.sqlstate = sqlstate
+        self.problem = problem
 
 
 class PayloadError(HowdahError):

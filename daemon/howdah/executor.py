@@ -5,33 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from datetime import timedelta
-from math import inf, isfinite
+import threading
+from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import orjson
 
-from howdah.backoff import backoff
+from howdah.chaining import Chain, chain, link, refusal
+from howdah.contexts import InContext
 from howdah.errors import HandlerTimeoutError, LeaseLostError, PayloadError
-from howdah.job import Attempt, Cancel, Discard, Job, Snooze, current_job, job_fields
-from howdah.jsontext import describe_error, encode, encode_error
+from howdah.job import Attempt, Job, current_job, job_fields
+from howdah.jsontext import encode
+from howdah.outcomes import cancelled, failed, refused, released, returned
+from howdah.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Mapping
     from concurrent.futures import Future, ThreadPoolExecutor
     from contextlib import AbstractAsyncContextManager
 
+    from howdah.error_reporters import ErrorReporters
     from howdah.metrics import Metrics
     from howdah.processes import Processes
     from howdah.registry import Handler, Registry
+    from howdah.store import Store
 
 log = logging.getLogger("howdah.executor")
 
 #: How often the timeouts are looked at, in seconds: a timer for every job would cost more than most jobs do.
 WATCH_INTERVAL = 0.1
 
+ENQUEUE = "select howdah.enqueue_many($1)"
 COMPLETE = "select howdah.complete($1, $2, $3, $4, $5)"
 
 
@@ -43,29 +49,35 @@ class Executor:
         *,
         registry: Registry,
         metrics: Metrics,
-        put: Callable[[Attempt], None],
+        put: Callable[[Attempt, Chain | None], None],
+        steps: Store,
         write_start: Callable[[Job[Any]], Awaitable[bool]],
         connection: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]],
         threads: ThreadPoolExecutor,
         processes: Processes,
-        resources: dict[str, Any],
+        resources: Mapping[str, Any],
+        errors: ErrorReporters,
         keep_history: bool,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
         self._put = put
+        self._step_store = steps
+        self._loop = asyncio.get_running_loop()
+        self._home = threading.get_ident()
+        self._making_steps = threading.Lock()
         self._write_start = write_start
         self._connection = connection
         self._threads = threads
         self._processes = processes
         self._resources = resources
+        self._errors = errors
         self._keep_history = keep_history
         #: The jobs whose handlers run now, by id; only they may be cancelled. Touched by the main loop alone.
         self.running: dict[int, Job[Any]] = {}
         self._some_run = asyncio.Event()
         #: The calls in threads that have not returned, also those that nobody waits for any more: no thread can be cancelled.
         self.in_threads: set[Future[Any]] = set()
-        self._reported: dict[int, Job[Any]] = {}
 
     async def execute(self, job: Job[Any]) -> None:
         """Run one attempt to its outcome. Never raises for what a handler does; a cancelled attempt is a release."""
@@ -91,12 +103,17 @@ class Executor:
             self._note_lost(job)
             return
         finally:
-            self.running.pop(job.id, None)
+            # An attempt that was let go may end after the next one at the same job has begun here.
+            if self.running.get(job.id) is job:
+                del self.running[job.id]
             # A cancellation that the handler swallowed must not be left to the next job in this slot.
             while job.task is not None and job.task.cancelling():
                 job.task.uncancel()
         if outcome is not None and not job.abandoned:
-            self._finish(job, outcome)
+            if job.chained:
+                self._finish_with(job, handler, outcome, chain(job.chained))
+            else:
+                self._finish(job, outcome)
 
     def cancel(self, job: Job[Any], by: str | None, reason: str | None) -> None:
         """Ask a running job to stop. A handler in a thread has to look at `job.cancelled`; the others are interrupted.
@@ -106,16 +123,18 @@ class Executor:
         if job.cancelled:
             return
         job.cancelled, job.cancel_by, job.cancel_reason = True, by, reason
-        handler = self._registry.get(job.kind)
-        if job.task is not None and handler is not None and handler.runs_in != "thread":
+        if job.task is not None and not self._is_in_thread(job):
             job.task.cancel()
 
-    def interrupt(self) -> list[int]:
-        """Cancel everything that runs, once; the attempts are released. Gives the ids of those that had not been told."""
+    def interrupt(self, *, spare_threads: bool = False) -> list[int]:
+        """Cancel everything that runs, once; the attempts are released. Gives the ids of those that had not been told.
+
+        A thread cannot be cancelled: `spare_threads` leaves it to look at `job.stopping`, and what it says still counts.
+        """
         told = [job for job in self.running.values() if not job.interrupted and job.task is not None]
         for job in told:
             job.interrupted = True
-            if job.task is not None:
+            if job.task is not None and not (spare_threads and self._is_in_thread(job)):
                 job.task.cancel()
         return [job.id for job in told]
 
@@ -126,18 +145,33 @@ class Executor:
         return list(self.running.values())
 
     def report(self, job: Job[Any], progress: Any) -> None:
-        """Keep a job's newest progress until somebody takes it."""
+        """Keep a job's newest progress until somebody takes it. From any thread: it is one assignment."""
         job.progress = encode(progress)
-        self._reported[job.id] = job
 
     def report_again(self, job: Job[Any]) -> None:
-        """Keep progress that could not be written, unless newer has come."""
-        self._reported.setdefault(job.id, job)
+        """Have progress written again that could not be."""
+        job.reported = None
 
     def take_reports(self) -> list[Job[Any]]:
-        """Give the jobs that have progress to be written, and forget them."""
-        reported, self._reported = list(self._reported.values()), {}
-        return reported
+        """Give the running jobs whose progress was not given before."""
+        self._processes.collect_progress()
+        fresh = [job for job in self.running.values() if job.progress is not job.reported]
+        for job in fresh:
+            job.reported = job.progress
+        return fresh
+
+    def step(self, job: Job[Any], name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Do a step of a job; from another thread than the loop's it blocks that one."""
+        with self._making_steps:
+            if job.steps is None:
+                job.steps = Steps(job, self._step_store, self._loop)
+        steps = cast("Steps", job.steps)
+        run = steps.run if threading.get_ident() == self._home else steps.run_in_thread
+        return run(name, function, arguments)
+
+    def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
+        """Keep a job to be enqueued with the ack of this one. From any thread: it is one assignment."""
+        job.chained = [*(job.chained or ()), link(kind, payload, options)]
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool."""
@@ -161,16 +195,17 @@ class Executor:
         if handler is None:
             return None
         if job.expires_in is not None and job.expires_in < job.started - job.in_hand_since:
-            return self._cancelled(job, "howdah", "it expired before it was started")
-        try:
-            job.payload = handler.validate(job.raw_payload)
-        except PayloadError as error:
-            return self._dead(job, encode_error(error.with_traceback(None)))
-        except Exception as error:
-            return self._failed(job, handler, error)  # a validator of the author's own broke
+            return cancelled(job, "howdah", "it expired before it was started")
         job.headers = orjson.loads(job.raw_headers) if job.raw_headers is not None else {}
         job.resources = self._resources
         job.services = self
+        try:
+            job.payload = handler.validate(job.raw_payload)
+        except Exception as error:
+            job.payload = orjson.loads(job.raw_payload)  # for whoever is told of the error
+            self._errors.tell(job, error)
+            # Anything else is a validator of the author's own that broke.
+            return refused(job, error) if isinstance(error, PayloadError) else failed(job, handler, error)
         return None
 
     async def _call(self, job: Job[Any], handler: Handler) -> Attempt | None:
@@ -179,10 +214,10 @@ class Executor:
         context.run(current_job.set, job)
         try:
             if handler.transaction:
-                outcome: Attempt | None = await _InContext(self._in_transaction(job, handler), context)
+                outcome: Attempt | None = await InContext(self._in_transaction(job, handler), context)
                 return outcome
             if handler.runs_in == "async":
-                value = await _InContext(handler.function(job), context)
+                value = await InContext(handler.function(job), context)
             elif handler.runs_in == "thread":
                 future = self._threads.submit(context.run, _call_in_thread, handler.function, job)
                 self.in_threads.add(future)
@@ -190,7 +225,7 @@ class Executor:
                 value = await asyncio.wrap_future(future)
             else:
                 value = await self._processes.call(job, handler)
-            return self._returned(job, value)
+            return returned(job, handler, value)
         except asyncio.CancelledError as error:
             return self._interrupted(job, handler, error)
         except (LeaseLostError, GeneratorExit):
@@ -205,12 +240,14 @@ class Executor:
             transaction = connection.transaction()
             await transaction.start()
             try:
-                outcome = self._returned(job, await handler.function(job, connection))
+                outcome = returned(job, handler, await handler.function(job, connection))
                 if outcome.outcome != "completed":
                     await transaction.rollback()
                     return outcome
                 # From here on nothing may cancel: half a commit is known to nobody.
                 self.running.pop(job.id, None)
+                if job.chained:
+                    await self._enqueue_in(connection, job.chained)
                 if not self._keep_history:
                     await connection.execute("select set_config('howdah.keep_history', 'off', true)")
                 await connection.fetchval(
@@ -227,75 +264,51 @@ class Executor:
         self._count(job, outcome)
         return None
 
-    def _returned(self, job: Job[Any], value: Any) -> Attempt:
-        if value is None:
-            return Attempt(job.id, job.lease, "completed", None, None, None, job.started, monotonic())
-        if isinstance(value, Snooze):
-            return Attempt(job.id, job.lease, "snoozed", None, None, _seconds(value.delay), job.started, monotonic())
-        if isinstance(value, Discard):
-            return self._dead(job, describe_error("Discard", str(value.reason)))
-        if isinstance(value, Cancel):
-            return self._cancelled(job, "handler", value.reason)
-        return Attempt(job.id, job.lease, "completed", encode(value), None, None, job.started, monotonic())
+    async def _enqueue_in(self, connection: asyncpg.Connection, links: list[bytes]) -> None:
+        try:
+            await connection.execute(ENQUEUE, chain(links))
+        except asyncpg.PostgresError as error:
+            raise refusal(error) from None
+
+    def _is_in_thread(self, job: Job[Any]) -> bool:
+        handler = self._registry.get(job.kind)
+        return handler is not None and handler.runs_in == "thread"
 
     def _failed(self, job: Job[Any], handler: Handler, error: BaseException) -> Attempt:
-        """Decide between another attempt and the end."""
-        log.debug("attempt failed", extra={**job_fields(job), "error": type(error).__name__})
-        hopeless = isinstance(error, (*handler.discard_for, asyncpg.ForeignKeyViolationError)) and not isinstance(
-            error, handler.retry_for
-        )
-        if isinstance(error, asyncpg.ForeignKeyViolationError) and hopeless:
-            return self._dead(job, describe_error("ForeignKeyViolation", error.detail or str(error)))
-        if hopeless or job.attempt >= job.max_attempts:
-            return self._dead(job, encode_error(error))
-        return Attempt(
-            job.id,
-            job.lease,
-            "retried",
-            None,
-            encode_error(error),
-            _backoff(job, handler),
-            job.started,
-            monotonic(),
-        )
+        job.chained = None
+        self._errors.tell(job, error)
+        return failed(job, handler, error)
 
     def _interrupted(self, job: Job[Any], handler: Handler, error: asyncio.CancelledError) -> Attempt:
         """Say what a cancellation meant: the timeout, a request, or the service going away (the attempt is not counted).
 
         One that nobody of us asked for is the handler's own failure: released, it would run in a circle for ever.
         """
+        job.chained = None
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()
         if job.timed_out:
             return self._failed(job, handler, HandlerTimeoutError(job.kind, job.timeout or handler.timeout))
         if job.cancelled:
-            return self._cancelled(job, job.cancel_by, job.cancel_reason)
+            return cancelled(job, job.cancel_by, job.cancel_reason)
         return released(job) if job.interrupted else self._failed(job, handler, error)
-
-    def _dead(self, job: Job[Any], error: bytes) -> Attempt:
-        return Attempt(job.id, job.lease, "dead", None, error, None, job.started, monotonic())
-
-    def _cancelled(self, job: Job[Any], by: str | None, reason: str | None) -> Attempt:
-        return Attempt(
-            job.id,
-            job.lease,
-            "cancelled",
-            None,
-            encode({"by": by, "reason": reason}),
-            None,
-            job.started,
-            monotonic(),
-        )
 
     def _note_lost(self, job: Job[Any]) -> None:
         self._metrics.lost_leases.inc()
         log.warning("lost lease", extra=job_fields(job))
 
     def _finish(self, job: Job[Any], attempt: Attempt) -> None:
-        # The last progress goes with the ack: the job may end before its next report is due.
-        self._put(attempt if job.progress is None else attempt._replace(progress=job.progress))
+        self._put(_with_progress(job, attempt), None)
         self._count(job, attempt)
+
+    def _finish_with(self, job: Job[Any], handler: Handler, attempt: Attempt, jobs: bytes) -> None:
+        """Hand over an outcome that brings jobs along. Jobs that the database refuses make it a failed attempt."""
+
+        def refused_by(error: asyncpg.PostgresError) -> None:
+            self._finish(job, self._failed(job, handler, refusal(error)))
+
+        self._put(_with_progress(job, attempt), Chain(jobs, lambda: self._count(job, attempt), refused_by))
 
     def _count(self, job: Job[Any], attempt: Attempt) -> None:
         self._metrics.finished.labels(job.queue, job.kind, attempt.outcome).inc()
@@ -303,12 +316,9 @@ class Executor:
             self._metrics.run.labels(job.kind).observe(attempt.ended - attempt.started)
 
 
-def released(job: Job[Any]) -> Attempt:
-    """Give a job back unharmed; but one that may run at most once, and has started, is dead: it may not start again."""
-    if job.max_attempts == 1 and job.told_start:
-        error = describe_error("Interrupted", "its worker left while it ran, and it may run at most once")
-        return Attempt(job.id, job.lease, "dead", None, error, None, job.started, monotonic())
-    return Attempt(job.id, job.lease, "released", None, None)
+def _with_progress(job: Job[Any], attempt: Attempt) -> Attempt:
+    """Let the last progress go with the ack: the job may end before its next report is due."""
+    return attempt if job.progress is None else attempt._replace(progress=job.progress)
 
 
 def _call_in_thread(function: Callable[[Job[Any]], Any], job: Job[Any]) -> Any:
@@ -317,49 +327,3 @@ def _call_in_thread(function: Callable[[Job[Any]], Any], job: Job[Any]) -> Any:
     except StopIteration as error:
         # No future takes this one: its waiter would wait for ever.
         raise RuntimeError("the handler raised StopIteration") from error
-
-
-def _seconds(delay: float | timedelta) -> float:
-    seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
-    if not isfinite(seconds):
-        raise ValueError(f"a delay of {seconds} seconds never ends")
-    return max(seconds, 0.0)
-
-
-def _backoff(job: Job[Any], handler: Handler) -> float:
-    """Give the handler's own delay; the usual one where that fails, for the attempt's error is what counts."""
-    try:
-        return _seconds(handler.backoff(job.attempt))
-    except Exception as error:
-        log.warning("no delay from backoff", extra={**job_fields(job), "error": type(error).__name__})
-        return backoff(job.attempt)
-
-
-class _InContext:
-    """Awaits a coroutine with every one of its steps run in a context of its own.
-
-    Many jobs run one after the other in one task; what a handler leaves in its context variables must not reach the next.
-    """
-
-    __slots__ = ("_context", "_coroutine")
-
-    def __init__(self, coroutine: Any, context: contextvars.Context) -> None:
-        self._coroutine = coroutine
-        self._context = context
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        run, coroutine = self._context.run, self._coroutine
-        step, argument = coroutine.send, None
-        while True:
-            try:
-                awaited = run(step, argument)
-            except StopIteration as end:
-                return end.value
-            try:
-                argument = yield awaited
-                step = coroutine.send
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as error:
-                argument, step = error, coroutine.throw

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime, timedelta
 
@@ -56,11 +56,21 @@ class Attempt(NamedTuple):
     progress: bytes | None = None
 
 
+class Steps(Protocol):
+    """The steps of one attempt; only their owner looks inside."""
+
+
 class Services(Protocol):
     """What a running job may ask of its worker."""
 
     def report(self, job: Job[Any], progress: Any) -> None:
         """Keep the newest progress, to be written within a second."""
+
+    def step(self, job: Job[Any], name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Do a step, or give what it gave before: awaitable on the loop, the result itself in a thread."""
+
+    def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
+        """Keep a job to be enqueued with the ack of this one."""
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool."""
@@ -79,6 +89,7 @@ class Job(Generic[P]):
         "cancel_by",
         "cancel_reason",
         "cancelled",
+        "chained",
         "created_at",
         "deadline",
         "expires_in",
@@ -95,10 +106,12 @@ class Job(Generic[P]):
         "queue",
         "raw_headers",
         "raw_payload",
+        "reported",
         "resources",
         "services",
         "start_first",
         "started",
+        "steps",
         "subject",
         "task",
         "timed_out",
@@ -119,10 +132,11 @@ class Job(Generic[P]):
     batch: int | None
     headers: Mapping[str, Any]
     created_at: datetime
-    #: True from the moment somebody asked for this job to be cancelled; long handlers look at it between their steps.
+    #: True from the moment somebody asked for this job to be cancelled.
     cancelled: bool
     #: When the timeout strikes, on the clock of `time.monotonic()`.
     deadline: float
+    #: What the lifespans gave; not in process handlers.
     resources: Mapping[str, Any]
 
     # The engine's own: the lease is the fence, `task` is the slot that runs it.
@@ -143,7 +157,12 @@ class Job(Generic[P]):
     cancel_reason: str | None
     # Released while its handler still ran: whatever the handler says later is nobody's.
     abandoned: bool
-    progress: Any
+    # JSON, the newest; and what was given to be written last.
+    progress: bytes | None
+    reported: bytes | None
+    # The jobs that it asked for, each as JSON.
+    chained: list[bytes] | None
+    steps: Steps | None
     services: Services
     task: asyncio.Task[None] | None
 
@@ -155,16 +174,73 @@ class Job(Generic[P]):
         """A logger whose lines carry the job's id, kind, queue, attempt and subject."""
         return _JobLog(logging.getLogger(f"howdah.job.{self.kind}"), job_fields(self))
 
-    async def report(self, progress: Any) -> None:
-        """Publish progress, any JSON, in `job_status.progress`.
+    @property
+    def stopping(self) -> bool:
+        """True from the moment the attempt should end: cancelled, out of time, or its worker is leaving.
+
+        An async handler is interrupted then, and one in a process is killed; one in a thread has to look at this between its
+        steps. On a drain it is asked a few seconds before the end: what it says within them counts, and `Snooze(0)` gives
+        the job back for another worker, its attempt not counted.
+        """
+        return self.cancelled or self.timed_out or self.interrupted
+
+    def report(self, progress: Any) -> Awaitable[None]:
+        """Publish progress, any JSON, in `job_status.progress`. Async handlers may await it, plain ones just call it.
 
         At most one write a second; the newest one wins, and the last is never lost. A write that fails never hurts the job.
         """
         self.services.report(self, progress)
+        return _DONE
+
+    def step(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function once in the life of this job, and give its result: `await job.step("charge", charge, card)`.
+
+        The result is kept before this returns, whatever becomes of the attempt, so a later attempt gets it without a call.
+        What you get is always what its JSON says. A second step of one name gives what the first gave. Plain handlers, in
+        threads, call it without `await`. Not in process handlers.
+
+        Args:
+            name: 1 to 200 characters, one name for one step.
+            function: a coroutine function, or a plain one.
+            arguments: what it is called with.
+
+        Raises LeaseLostError when the job is not this worker's any more: let it pass; StepError, which names the step, when the result
+        is not JSON or larger than 1 MiB.
+
+        """
+        return self.services.step(self, name, function, arguments)
+
+    def enqueue(self, kind: str, payload: Any = None, **options: Any) -> Awaitable[None]:
+        """Have another job enqueued in the same commit in which this one completes. Plain handlers just call it.
+
+        It is enqueued if the handler returns, also Snooze, Discard or Cancel, and dropped if the attempt fails, is given back or
+        has lost its lease. A job that the database refuses fails the attempt.
+
+        Args:
+            kind: what kind of job.
+            payload: a JSON object, or a model.
+            options: the other arguments of howdah.enqueue by name: queue, priority, delay (seconds or timedelta), unique_key, …
+
+        """
+        self.services.enqueue(self, kind, payload, options)
+        return _DONE
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool for the length of a `async with`."""
         return self.services.connection()
+
+
+class _Done:
+    """Awaited, it is done already."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+_DONE = _Done()
 
 
 class _JobLog(logging.LoggerAdapter[logging.Logger]):

@@ -44,14 +44,26 @@ def encode(value: Any, *, limit: int = LIMIT) -> Encoded:
     return Encoded(text)
 
 
-def encode_error(error: BaseException) -> bytes:
+def encode_strictly(value: Any) -> bytes:
+    """Give the JSON of a value that must come back as it is. Raises TypeError or ValueError where that cannot be."""
+    text = orjson.dumps(value, default=_fallback_to_model)
+    if b"\\u0000" in text and _has_nul(orjson.loads(text)):
+        raise ValueError("it holds a NUL character, which PostgreSQL does not take")
+    return text
+
+
+def encode_error(error: BaseException, *, hide: Callable[[str], str] | None = None) -> bytes:
     """Give the JSON of an exception: its type, message and stack, each cut to a size."""
     stack = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else None
-    return describe_error(type(error).__name__, _message(error), stack)
+    return describe_error(type(error).__name__, _message(error), stack, hide=hide)
 
 
-def describe_error(kind: str, message: str, stack: str | None = None) -> bytes:
-    """Give the JSON of an error that is no exception of ours."""
+def describe_error(
+    kind: str, message: str, stack: str | None = None, *, hide: Callable[[str], str] | None = None
+) -> bytes:
+    """Give the JSON of an error that is no exception of ours. `hide` takes out what nobody may read, before anything is cut."""
+    if hide is not None:
+        message, stack = hide(message), hide(stack) if stack is not None else None
     facts = {"type": _clean(kind), "message": _clean(message)[:2000]}
     if stack is not None:
         # The end of a stack says what happened; the beginning is the engine's.
@@ -74,6 +86,18 @@ def _fallback(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError("bytes have no place in JSON")
     return str(value)
+
+
+def _fallback_to_model(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
+    return any(map(_has_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
 def _mend(value: Any) -> Any:

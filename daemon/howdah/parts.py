@@ -12,13 +12,16 @@ from howdah.canceller import Canceller
 from howdah.claimer import Claimer
 from howdah.database import Line
 from howdah.endpoint import Endpoint
+from howdah.error_reporters import ErrorReporters
 from howdah.errors import ConfigError
-from howdah.executor import Executor, released
+from howdah.executor import Executor
 from howdah.heartbeat import Heartbeat
 from howdah.lifeline import Lifeline
+from howdah.lifespans import Lifespans
 from howdah.listener import Listener
 from howdah.maintenance import Maintenance
 from howdah.metrics import Metrics
+from howdah.outcomes import released
 from howdah.pool import HandlerPool
 from howdah.processes import Processes
 from howdah.reporter import Reporter
@@ -31,6 +34,7 @@ from howdah.vitals import Vitals
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from howdah.chaining import Chain
     from howdah.config import Config
     from howdah.job import Attempt, Job
     from howdah.registry import Registry
@@ -47,10 +51,14 @@ class Parts:
         self._config = config
         self._url: str = config.database_url
         self._loop = asyncio.get_running_loop()
-        self._lines = {name: self._line(name, raw_json=name == "claim") for name in ("claim", "ack", "spare")}
+        self._lines = {
+            name: self._line(name, raw_json=name in {"claim", "step"}) for name in ("claim", "ack", "spare", "step")
+        }
         self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
         self._processes = Processes(config.handlers, log_style=config.log_format, log_level=config.log_level)
         self._pool = HandlerPool(self._url, config.pool_size)
+        self.lifespans = Lifespans(registry.lifespans)
+        self.errors = ErrorReporters(registry.error_reporters)
         self.metrics = Metrics()
         self.vitals = Vitals()
         self.notifier = Notifier()
@@ -66,11 +74,13 @@ class Parts:
             registry=registry,
             metrics=self.metrics,
             put=self.put,
+            steps=Store(self._lines["step"]),
             write_start=lambda job: self.reporter.write_start(job),
             connection=self._pool.lend,
             threads=self._threads,
             processes=self._processes,
-            resources={},
+            resources=self.lifespans.resources,
+            errors=self.errors,
             keep_history=config.history_days > 0,
         )
         self.reporter = Reporter(store=self.store, executor=self.executor)
@@ -84,6 +94,7 @@ class Parts:
                 run_times=run_times,
                 execute=self.executor.execute,
                 on_room=lambda name: self.claimer.room(name),
+                on_failure=on_failure,
                 metrics=self.metrics,
             )
             for queue, size in config.queues.items()
@@ -133,9 +144,9 @@ class Parts:
             on_failure=lambda error: self._tell(on_failure, error),
         )
 
-    def put(self, attempt: Attempt) -> None:
+    def put(self, attempt: Attempt, chain: Chain | None = None) -> None:
         """Hand an outcome to the acker, and set the alarm for what comes back later."""
-        self.acker.put(attempt)
+        self.acker.put(attempt, chain)
         if attempt.delay is not None:
             self.maintenance.due(attempt.delay)
 

@@ -6,23 +6,31 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from pebble import ProcessExpired, ProcessPool
 
 from howdah import logs
+from howdah.chaining import link
 from howdah.errors import HandlerTimeoutError, HowdahError
-from howdah.job import Cancel, Discard, Job, Snooze, current_job
+from howdah.job import Cancel, Discard, Job, Snooze, current_job, job_fields
 from howdah.jsontext import encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    import asyncpg
 
     from howdah.logs import LogStyle
     from howdah.registry import Handler, Registry
@@ -54,6 +62,8 @@ class Processes:
         self._modules = tuple(modules)
         self._size = size or os.cpu_count() or 1
         self._pool: ProcessPool | None = None
+        self._progress: dict[Path, Job[Any]] = {}
+        self._folder: Path | None = None
 
     async def call(self, job: Job[Any], handler: Handler) -> Any:
         """Run a handler in a process and give what it returned.
@@ -63,9 +73,10 @@ class Processes:
         pool = self._ready_pool()
         timeout = job.timeout or handler.timeout
         facts = {name: getattr(job, name) for name in _FACTS}
-        future = pool.schedule(_call_in_child, args=(self._modules, facts), timeout=timeout)
+        progress = self._note_for(job)
+        future = pool.schedule(_call_in_child, args=(self._modules, facts, str(progress)), timeout=timeout)
         try:
-            return await asyncio.wrap_future(future)
+            value, job.chained = await asyncio.wrap_future(future)
         except TimeoutError:
             raise HandlerTimeoutError(job.kind, timeout) from None
         except ProcessExpired as error:
@@ -73,6 +84,27 @@ class Processes:
         except BrokenProcessPool as error:
             # A process died between two jobs, and nobody can say beside whose. The next call makes a new pool.
             raise HowdahError(f"a process died beside {job.kind}: {error}") from None
+        finally:
+            # Also of one that was killed: what it reported before is there.
+            _collect(progress, job)
+            del self._progress[progress]
+        return value
+
+    def collect_progress(self) -> None:
+        """Give every running job the newest progress that its process has left for it."""
+        for progress, job in self._progress.items():
+            _collect(progress, job)
+
+    def _note_for(self, job: Job[Any]) -> Path:
+        """Give the file in which a job's process leaves its progress, the newest in the place of the one before.
+
+        A file and no pipe: a writer need never wait for us, and one that is killed half way spoils nothing.
+        """
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="howdah-progress-"))
+        progress = self._folder / f"{job.id}.{job.lease}"
+        self._progress[progress] = job
+        return progress
 
     def _ready_pool(self) -> ProcessPool:
         if self._pool is not None and not self._pool.active:
@@ -95,6 +127,72 @@ class Processes:
         if self._pool is not None:
             self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _collect(progress: Path, job: Job[Any]) -> None:
+    # Taken away before it is read: the child may put the next one in its place meanwhile.
+    taken = progress.with_suffix(".taken")
+    try:
+        progress.replace(taken)
+        job.progress = taken.read_bytes()
+        taken.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("progress of a process is lost", extra={**job_fields(job), "error": str(error)})
+
+
+class _ChildServices:
+    """What a job may ask for in a process: to leave its progress."""
+
+    def __init__(self, progress: str) -> None:
+        self._progress = Path(progress)
+        self._writing = threading.Lock()
+
+    def report(self, job: Job[Any], progress: Any) -> None:
+        """Leave the newest progress for the daemon to find."""
+        text = encode(progress)
+        with self._writing:
+            draft = self._progress.with_suffix(".draft")
+            try:
+                draft.write_bytes(text)
+                draft.replace(self._progress)
+            except OSError as error:
+                log.warning("progress cannot be left", extra={**job_fields(job), "error": str(error)})
+
+    def step(self, *_asked: Any, **_named: Any) -> Any:
+        """Refuse: the fence is the daemon's."""
+        raise _not_here("job.step")
+
+    def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
+        """Keep a job, to be enqueued when the daemon acks this one."""
+        job.chained = [*(job.chained or ()), link(kind, payload, options)]
+
+    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """Refuse: the pool is the daemon's."""
+        raise _not_here("job.connection")
+
+
+class _NoResources(Mapping[str, Any]):
+    """Refuses every look: what a lifespan holds belongs to the daemon's loop, and was never in this process."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise _not_here("job.resources")
+
+    def __iter__(self) -> Iterator[str]:
+        raise _not_here("job.resources")
+
+    def __len__(self) -> int:
+        raise _not_here("job.resources")
+
+
+def _not_here(what: str) -> HowdahError:
+    return HowdahError(
+        f"{what} is not there in a process handler, which shares nothing with its daemon: open what it needs in the handler"
+    )
 
 
 def _prepare_child(daemon: int, modules: Sequence[str], style: LogStyle, level: str) -> None:
@@ -125,7 +223,7 @@ def _load(modules: Sequence[str]) -> Registry:
     return load(modules)
 
 
-def _call_in_child(modules: Sequence[str], facts: dict[str, Any]) -> Any:
+def _call_in_child(modules: Sequence[str], facts: dict[str, Any], progress: str) -> tuple[Any, list[bytes] | None]:
     handler = _load(modules).get(facts["kind"])
     if handler is None:
         raise HowdahError(f"no handler for {facts['kind']} in a child process")
@@ -134,8 +232,12 @@ def _call_in_child(modules: Sequence[str], facts: dict[str, Any]) -> Any:
         setattr(job, name, value)
     job.payload = handler.validate(job.raw_payload)
     job.headers = orjson.loads(job.raw_headers) if job.raw_headers is not None else {}
-    job.cancelled = False
+    job.cancelled = job.timed_out = job.interrupted = False
+    job.resources = _NoResources()
+    job.services = _ChildServices(progress)
+    job.chained = None
     current_job.set(job)
     value = handler.function(job)
     # Encoded here, in the child: it may be large, and need not be picklable.
-    return value if value is None or isinstance(value, Snooze | Discard | Cancel) else encode(value)
+    kept = value if value is None or isinstance(value, Snooze | Discard | Cancel) else encode(value)
+    return kept, job.chained

@@ -9,6 +9,7 @@ from howdah.errors import QueryFileError
 QUERIES = (
     "ack",
     "ack_fate",
+    "ack_with",
     "apply_signals",
     "beat",
     "claim",
@@ -17,6 +18,7 @@ QUERIES = (
     "drop_partitions",
     "enter",
     "idle",
+    "keep_step",
     "leave",
     "make_partitions",
     "make_ready",
@@ -33,6 +35,7 @@ QUERIES = (
     "settle",
     "start",
     "stats",
+    "steps",
 )
 
 

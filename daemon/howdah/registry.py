@@ -7,6 +7,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,9 +17,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from howdah.backoff import backoff as default_backoff
 from howdah.errors import HandlersError, PayloadError
 from howdah.job import Job
+from howdah.masking import hider
 
 F = TypeVar("F", bound=Callable[..., Any])
 RunsIn = Literal["async", "thread", "process"]
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+ErrorReporter = Callable[[Job[Any], BaseException], Any]
 
 #: JSON types, as jsonb_typeof names them, that a JSON schema's type stands for.
 _JSON_TYPES = {"integer": "number"}
@@ -48,13 +52,26 @@ class Handler:
         try:
             return self.adapter.validate_json(payload)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "payload"
-            raise PayloadError(self.kind, f"{place}: {first['msg']}") from None
+            problem = self._describe(error, payload)
+        # Out here the error of pydantic, which holds the values, is no context of ours.
+        raise PayloadError(self.kind, problem)
+
+    def _describe(self, error: ValidationError, payload: bytes) -> str:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        top = str(first["loc"][0]) if first["loc"] else "payload"
+        if top in self.secret:
+            # Neither a message, which may quote the value, nor a place inside of it.
+            return f"{top}: {first['type'].replace('_', ' ')} (the field is secret)"
+        hide = hider(self.secret, payload)
+        text = f"{'.'.join(map(str, first['loc'])) or top}: {first['msg']}"
+        return hide(text) if hide is not None else text
 
     def registration(self) -> dict[str, Any]:
         """Give what the database keeps of this kind."""
         schema = self.adapter.json_schema()
+        for name in self.secret:
+            for telling in ("default", "examples", "const", "enum"):
+                schema.get("properties", {}).get(name, {}).pop(telling, None)
         return {
             "name": self.kind,
             "fields": _fields(schema, self.payload_type),
@@ -68,17 +85,20 @@ class Handler:
 
 
 class Registry:
-    """The handlers that have been declared, by kind."""
+    """What handlers' modules have declared: handlers by kind, and what is there for all of them."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
+        #: In order of declaration.
+        self.lifespans: dict[str, Lifespan] = {}
+        self.error_reporters: list[ErrorReporter] = []
 
     def add(self, handler: Handler) -> None:
         """Take a handler in. Raises HandlersError when another function has its kind already."""
         held = self._handlers.get(handler.kind)
-        if held is not None and _home(held.function) != _home(handler.function):
+        if held is not None and home(held.function) != home(handler.function):
             raise HandlersError(
-                f"kind {handler.kind!r} has two handlers: {_home(held.function)} and {_home(handler.function)}"
+                f"kind {handler.kind!r} has two handlers: {home(held.function)} and {home(handler.function)}"
             )
         self._handlers[handler.kind] = handler
 
@@ -89,6 +109,17 @@ class Registry:
     def take(self, kind: str) -> Handler | None:
         """Take a kind out."""
         return self._handlers.pop(kind, None)
+
+    def add_lifespan(self, name: str, lifespan: Lifespan) -> None:
+        """Take a lifespan in. Raises HandlersError when another function has its name already."""
+        held = self.lifespans.get(name)
+        if held is not None and home(held) != home(lifespan):
+            raise HandlersError(f"two lifespans are called {name}: {home(held)} and {home(lifespan)}")
+        self.lifespans[name] = lifespan
+
+    def add_error_reporter(self, reporter: ErrorReporter) -> None:
+        """Take an error reporter in."""
+        self.error_reporters.append(reporter)
 
     @property
     def kinds(self) -> list[str]:
@@ -147,7 +178,7 @@ def handler(
         where: RunsIn = runs_in or ("async" if is_async else "thread")
         if (where == "async") != is_async:
             raise HandlersError(
-                f"{kind}: runs_in={where!r} does not fit {_home(function)}, {'an async' if is_async else 'a plain'} function"
+                f"{kind}: runs_in={where!r} does not fit {home(function)}, {'an async' if is_async else 'a plain'} function"
             )
         if transaction and not is_async:
             raise HandlersError(f"{kind}: transaction=True needs an async function")
@@ -207,7 +238,7 @@ def _payload_type(kind: str, function: Callable[..., Any]) -> Any:
     """Read `Job[Model]` off the first argument; a bare Job, or no annotation, means a dict."""
     parameters = list(inspect.signature(function).parameters)
     if not parameters:
-        raise HandlersError(f"{kind}: {_home(function)} must take the job as its first argument")
+        raise HandlersError(f"{kind}: {home(function)} must take the job as its first argument")
     try:
         hints: Mapping[str, Any] = typing.get_type_hints(function)
     except NameError as error:
@@ -264,5 +295,6 @@ def _types(part: dict[str, Any], defs: dict[str, Any]) -> list[str] | None:
     return [_JSON_TYPES.get(part["type"], part["type"])] if isinstance(part["type"], str) else None
 
 
-def _home(function: Callable[..., Any]) -> str:
+def home(function: Callable[..., Any]) -> str:
+    """Say where a function is at home: module and name."""
     return f"{function.__module__}.{function.__qualname__}"

@@ -65,11 +65,11 @@ class Reporter:
                 job.told_start = job.id in held
 
     async def _write_progress(self) -> None:
-        jobs = [job for job in self._executor.take_reports() if job.progress is not None]
+        jobs = self._executor.take_reports()
         if not jobs:
             return
         try:
-            written = await self._store.report([(job.id, job.lease, job.progress) for job in jobs])
+            written = await self._store.report([(job.id, job.lease, job.progress or b"null") for job in jobs])
         except DatabaseUnavailableError:
             self._keep(jobs)
             raise

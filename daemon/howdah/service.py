@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from howdah.drain import ACK_GRACE, CANCEL_GRACE, Drain
-from howdah.errors import ConfigError, DatabaseUnavailableError
+from howdah.errors import ConfigError, DatabaseUnavailableError, LifespanError
 from howdah.lifeline import HUNG
+from howdah.lifespans import LEAVE_GRACE
 from howdah.ossignals import OSSignals, describe_tasks
 from howdah.parts import Parts
 from howdah.version import __version__
@@ -33,6 +34,8 @@ PULSE = 0.5
 LIMITS_INTERVAL = 0.05
 #: For the words of parting, to the database and to the lifeline, in seconds.
 LAST_WORDS = 3.0
+#: For the last reports of errors, in seconds.
+REPORT_GRACE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,11 @@ class Service:
         self._built.set()
         with OSSignals(self._signal_calls(), at_once=self._note_signal):
             try:
-                await self._start()
-                await self._work()
+                if await self._start():
+                    await self._work()
             finally:
-                clean = await self._drain()
-                await self._leave()
+                ended = await self._drain()
+                clean = await self._leave() and ended
         if not clean:
             # A task that swallows its cancellation would hold up the loop's end for good.
             log.error("handlers do not end, leaving by force")
@@ -107,12 +110,16 @@ class Service:
 
     # -- start
 
-    async def _start(self) -> None:
-        """Come into being: schema, kinds, the worker's row, the lifeline."""
+    async def _start(self) -> bool:
+        """Come into being: schema, kinds, lifespans, the worker's row, the lifeline. False: told to stop meanwhile."""
         parts = self._parts
         await parts.standing.check_schema()
         await parts.store.register(self._registry.registrations(), self._registry.revision())
         await parts.store.make_partitions(1)
+        # Before anybody knows of this worker: one whose lifespans fail has never been there.
+        await parts.lifespans.enter(self._stop)
+        if self._stop.is_set():
+            return False
         await parts.standing.enter()
         await parts.lifeline.start()
         log.info(
@@ -126,6 +133,7 @@ class Service:
             },
         )
         parts.notifier.ready("working")
+        return True
 
     # -- work
 
@@ -140,6 +148,7 @@ class Service:
             "canceller": parts.canceller.run(),
             "maintenance": parts.maintenance.run(),
             "standing": parts.standing.run(),
+            "lifespans": parts.lifespans.run(),
             "pulse": self._beat_pulse(),
         }
         if self._limits != Limits():
@@ -265,7 +274,12 @@ class Service:
         )
         return await drain.run()
 
-    async def _leave(self) -> None:
+    async def _leave(self) -> bool:
+        """Leave the lifespans, then say goodbye and hang up; tells whether everything has ended."""
+        await self._parts.errors.settled(REPORT_GRACE)
+        left = await self._parts.lifespans.leave()
+        if not left:
+            self._failure = self._failure or LifespanError("lifespans", "could not be left")
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -274,12 +288,13 @@ class Service:
         await self._parts.close()
         processed, dead = self._parts.metrics.count_finished()
         log.info("stopped", extra={"processed": processed, "dead": dead})
+        return left is not None
 
     def _set_deadlines(self, timeout: float) -> None:
         """Tell the lifeline when to end by force a drain of so many seconds; one that was told before may only get shorter."""
         vitals, cancelled = self._parts.vitals, time.monotonic() + timeout + CANCEL_GRACE
         vitals.turn_by = min(vitals.turn_by or cancelled, cancelled)
-        vitals.leave_by = vitals.turn_by + ACK_GRACE + 3 * LAST_WORDS
+        vitals.leave_by = vitals.turn_by + ACK_GRACE + REPORT_GRACE + LEAVE_GRACE + 3 * LAST_WORDS
 
     async def _within(self, wait: Awaitable[object]) -> None:
         """Wait, but not long: on the way out nothing may hold us, and what fails now changes nothing."""

@@ -81,6 +81,7 @@ class QueueSlots:
         run_times: RunTimes,
         execute: Callable[[Job[Any]], Awaitable[None]],
         on_room: Callable[[str], None],
+        on_failure: Callable[[BaseException], None],
         metrics: Metrics,
     ) -> None:
         self.queue = queue
@@ -91,6 +92,7 @@ class QueueSlots:
         self._run_times = run_times
         self._execute = execute
         self._on_room = on_room
+        self._on_failure = on_failure
         self._parked: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._awaited: dict[int, asyncio.Future[None]] = {}
@@ -162,7 +164,13 @@ class QueueSlots:
         if len(self._tasks) < self.size:
             task = asyncio.get_running_loop().create_task(self._slot(), name=f"slot {self.queue}")
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._note_gone)
+
+    def _note_gone(self, task: asyncio.Task[None]) -> None:
+        """Tell of a slot that broke, and took its job with it: nothing that a handler does can do that."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failure(error)
 
     async def _slot(self) -> None:
         loop = asyncio.get_running_loop()

@@ -120,6 +120,26 @@ class Store:
         rows = await self._line.fetch(SQL["ack_fate"], ids, leases, sent_before, keep)
         return {row[0]: row[1] for row in rows}
 
+    async def ack_with(self, attempt: Attempt, jobs: bytes, *, keep: bool) -> bool:
+        """Write what came of one attempt and enqueue jobs in the same commit; tells whether it was written now."""
+        job_id, lease, outcome, result, error, delay, start, end, progress = attempt
+        age = None if start is None else monotonic() - start
+        run = None if start is None or end is None else end - start
+        rows = await self._line.fetch(
+            SQL["ack_with"], job_id, lease, outcome, result, error, delay, age, run, progress, keep, jobs
+        )
+        return bool(rows[0][0])
+
+    async def steps(self, job_id: int, lease: int) -> dict[str, bytes] | None:
+        """Give what steps of a job were kept, as JSON by name; None: it is not held under this lease any more."""
+        rows = await self._line.fetch(SQL["steps"], job_id, lease)
+        return {row[0]: row[1] for row in rows if row[0] is not None} if rows else None
+
+    async def keep_step(self, job_id: int, lease: int, name: str, result: bytes) -> bytes | None:
+        """Keep what a step gave, unless it was kept before, and give what is kept; None: the lease is lost."""
+        kept: bytes | None = (await self._line.fetch(SQL["keep_step"], job_id, lease, name, result))[0][0]
+        return kept
+
     async def start(self, jobs: Sequence[tuple[int, int, float]]) -> set[int]:
         """Write that jobs (id, lease) started so many seconds ago; gives the ids that are still held."""
         ids, leases, ago = zip(*jobs, strict=True)
@@ -235,5 +255,5 @@ def _job(row: Any, lease: int) -> Job[Any]:
     job.told_start = False
     job.start_first = job.max_attempts == 1
     job.task = None
-    job.progress = None
+    job.progress = job.reported = job.steps = job.chained = None
     return job

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 import asyncpg
 from pydantic import BaseModel
-from howdah import Cancel, Discard, Job, Snooze, handler
+from howdah import Cancel, Discard, Job, Snooze, handler, lifespan, on_error
 """
 
 #: Handlers that many tests use: nothing, and one that writes when it ran, by the database's clock.
