@@ -1671,3 +1671,89 @@ begin
     case when ahead = 0 then 'nothing stands' when ahead = 1 then 'one job stands' when ahead > 10000 then 'more than 10000 jobs stand' else ahead || ' jobs stand' end,
     job.queue, job.priority, able);
 end $$;
+
+-- Many jobs of one kind with the same arguments: what a fan-out or an import calls. Gives their ids in the order of the payloads.
+--
+-- It costs a third of enqueue_many because everything but the payloads is checked once. There are no unique keys here: with
+-- none, nobody can hold up an insert, so one statement writes all rows. One wrong payload refuses all of them, naming its place.
+create function howdah.enqueue_payloads(kind text, payloads jsonb[], queue text default null, priority int default null,
+  run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
+  subject text default null, expires_at timestamptz default null, headers jsonb default null,
+  batch bigint default null)
+returns setof bigint
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set jit = off as $$
+#variable_conflict use_variable
+declare
+  problem text[];
+  known   howdah.kinds;
+  wrong   record;
+  due     timestamptz;
+begin
+  if payloads is null or array_ndims(payloads) > 1 then
+    perform howdah.refuse(array['JB001', format('payloads must be an array of JSON objects, not %s', case when payloads is null then 'null' else 'an array of arrays' end),
+      'pass jsonb[], as array_agg(…) gives it']);
+  end if;
+  problem := howdah.argument_problem(kind, '{}', queue, priority, run_at, delay, max_attempts, timeout, null, 'skip', subject, null, batch, null, null, expires_at, headers);
+  if problem is not null then perform howdah.refuse(problem); end if;
+  if batch is not null then perform howdah.join_batch(batch); end if;
+
+  select k.* into known from howdah.kinds k where k.name = kind;
+  if not found then
+    if (select s.strict_kinds from howdah.settings s) then
+      perform howdah.refuse(array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it']);
+    end if;
+    raise notice 'howdah: kind % was never registered', quote_literal(kind);
+  end if;
+
+  -- A text is never longer than 1 MiB if its binary form has under 64 bytes: seven numbers have no room in there.
+  select p.place, p.payload into wrong from unnest(payloads) with ordinality p(payload, place)
+    where jsonb_typeof(p.payload) is distinct from 'object' or (pg_column_size(p.payload) > 64 and octet_length(p.payload::text) > 1048576) limit 1;
+  if found then
+    perform howdah.refuse(howdah.argument_problem(kind, wrong.payload, null, null, null, null, null, null, null, 'skip', null, null, null, null, null, null, null),
+                          format('job %s: ', wrong.place));
+  end if;
+  if known.fields <> '{}' then
+    -- The fields' types are read once, and not anew for each payload.
+    with field as materialized (
+      select f.key, array(select jsonb_array_elements_text(f.value -> 'types')) as types,
+             (f.value ->> 'required')::boolean and coalesce((f.value ->> 'since')::timestamptz <= now() - interval '10 minutes', true) as missed
+      from jsonb_each(known.fields) f)
+    select p.place, p.payload into wrong from unnest(payloads) with ordinality p(payload, place)
+      where exists (select from field f where case when p.payload ? f.key then jsonb_typeof(p.payload -> f.key) <> all (f.types) else f.missed end)
+      limit 1;
+    if found then
+      perform howdah.refuse(array['JB003', format('%s: %s', kind, howdah.field_problem(known.fields, wrong.payload, interval '10 minutes')), 'see the schema in howdah.kinds'],
+                            format('job %s: ', wrong.place));
+    end if;
+  end if;
+  queue := coalesce(queue, known.queue, 'default');
+  due := coalesce(run_at, clock_timestamp() + delay);
+  if due <= clock_timestamp() then due := null; end if;
+
+  return query
+  insert into howdah.jobs as j (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch)
+  select queue, kind, p.payload, coalesce(priority, known.priority, 0), due, coalesce(due, clock_timestamp()), coalesce(max_attempts, known.max_attempts, 3),
+         coalesce(timeout, known.timeout), subject, expires_at, headers, batch
+  from unnest(payloads) p(payload)
+  returning j.id;
+
+  if due is null then perform howdah.wake(queue); else perform pg_notify('howdah_control', 'due'); end if;
+end $$;
+
+-- Whether nothing of this subject, kind and queue (null: any) is queued or runs. What is scheduled for later is queued, and so
+-- is an event that has not become a job yet.
+create function howdah.is_idle(subject text default null, kind text default null, queue text default null) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+begin
+  if subject is not null then          -- a statement of its own, which the index of subjects answers
+    return not exists (select from howdah.jobs j where j.subject = is_idle.subject
+                         and (is_idle.kind is null or j.kind = is_idle.kind) and (is_idle.queue is null or j.queue = is_idle.queue))
+       and not exists (select from howdah.events e left join howdah.kinds k on k.name = e.kind where e.subject = is_idle.subject
+                         and (is_idle.kind is null or e.kind = is_idle.kind) and (is_idle.queue is null or coalesce(e.queue, k.queue, 'default') = is_idle.queue));
+  end if;
+  return not exists (select from howdah.jobs j
+                     where (is_idle.kind is null or j.kind = is_idle.kind) and (is_idle.queue is null or j.queue = is_idle.queue))
+     and not exists (select from howdah.events e left join howdah.kinds k on k.name = e.kind
+                     where (is_idle.kind is null or e.kind = is_idle.kind) and (is_idle.queue is null or coalesce(e.queue, k.queue, 'default') = is_idle.queue));
+end $$;

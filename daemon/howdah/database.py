@@ -20,6 +20,8 @@ log = logging.getLogger("howdah.database")
 
 CONNECT_TIMEOUT = 10.0
 CALL_TIMEOUT = 60.0
+#: How many prepared statements a connection keeps; none, behind a pooler that gives each transaction another server connection.
+STATEMENTS = 100
 
 # SQLSTATE classes, and states, after which the same call on a new connection may succeed: connection, resources,
 # operator intervention, system error, internal error, and "read only" (the address leads to a standby).
@@ -34,12 +36,19 @@ class Line:
     """
 
     def __init__(
-        self, name: str, url: str, *, raw_json: bool = False, on_reconnect: Callable[[str], None] | None = None
+        self,
+        name: str,
+        url: str,
+        *,
+        raw_json: bool = False,
+        on_reconnect: Callable[[str], None] | None = None,
+        statement_cache_size: int = STATEMENTS,
     ) -> None:
         self.name = name
         self._url = url
         self._raw_json = raw_json
         self._on_reconnect = on_reconnect
+        self._statement_cache_size = statement_cache_size
         self._connection: asyncpg.Connection | None = None
         self._connected_before = False
         self._turn = asyncio.Lock()
@@ -89,7 +98,9 @@ class Line:
             return self._connection
         if self._connected_before and self._on_reconnect is not None:
             self._on_reconnect(self.name)
-        self._connection = await connect(self._url, name=self.name, raw_json=self._raw_json)
+        self._connection = await connect(
+            self._url, name=self.name, raw_json=self._raw_json, statement_cache_size=self._statement_cache_size
+        )
         self._connected_before = True
         return self._connection
 
@@ -99,7 +110,9 @@ class Line:
             self._connection = None
 
 
-async def connect(url: str, *, name: str, raw_json: bool = False) -> asyncpg.Connection:
+async def connect(
+    url: str, *, name: str, raw_json: bool = False, statement_cache_size: int = STATEMENTS
+) -> asyncpg.Connection:
     """Connect, trying for as long as the database is away: often at first, then every second or so.
 
     What no waiting heals (wrong password, no such database) is raised as the server said it.
@@ -112,7 +125,10 @@ async def connect(url: str, *, name: str, raw_json: bool = False) -> asyncpg.Con
     ):
         with attempt:
             connection = await asyncpg.connect(
-                url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": f"howdah {name}"}
+                url,
+                timeout=CONNECT_TIMEOUT,
+                statement_cache_size=statement_cache_size,
+                server_settings={"application_name": f"howdah {name}"},
             )
             await set_codecs(connection, raw_json=raw_json)
             return connection

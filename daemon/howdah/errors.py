@@ -109,5 +109,24 @@ class HandlerTimeoutError(HowdahError):
         self.timeout = timeout
 
 
+class RefusedError(HowdahError):
+    """An argument or a call was refused. `sqlstate` says what sort of refusal it is, `hint` what to do.
+
+    JB001 payload, JB002 argument, JB003 field of a registered kind, JB004 kind never registered, JB005 unique key held, JB006 not
+    available yet, JB007 no such job or not in that state, JB008 lost lease. One that the server made has spoilt the transaction,
+    as every error does; one that was made before it asked the server has not.
+    """
+
+    def __init__(self, sqlstate: str, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} ({hint})" if hint else message)
+        self.sqlstate = sqlstate
+        self.message = message
+        self.hint = hint
+
+
+class UniqueKeyHeldError(RefusedError):
+    """A live job has the unique key already, and the caller asked for an error in that case."""
+
+
 class EmbeddedError(HowdahError):
     """The embedded PostgreSQL could not be found, started or stopped; the message says why and what helps."""

@@ -1,4 +1,4 @@
-"""The handlers' connections: a pool of their own, so that no handler can keep the engine from the database."""
+"""Connections that are lent: the handlers' (a pool of their own, so that no handler can keep the engine from the database) or a client's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import asyncpg
 
-from howdah.database import set_codecs
+from howdah.database import STATEMENTS, set_codecs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 class HandlerPool:
     """Lends connections; the first borrower opens the pool, and connections are made as they are needed."""
 
-    def __init__(self, url: str, size: int) -> None:
+    def __init__(
+        self, url: str, size: int, *, name: str = "howdah handler", statement_cache_size: int = STATEMENTS
+    ) -> None:
         self._url = url
         self._size = size
+        self._name = name
+        self._statement_cache_size = statement_cache_size
         self._pool: asyncpg.Pool | None = None
         self._opening = asyncio.Lock()
 
@@ -48,6 +52,7 @@ class HandlerPool:
                     min_size=0,
                     max_size=self._size,
                     init=set_codecs,
-                    server_settings={"application_name": "howdah handler"},
+                    statement_cache_size=self._statement_cache_size,
+                    server_settings={"application_name": self._name},
                 )
             return self._pool

@@ -12,22 +12,37 @@ QUERIES = (
     "ack_with",
     "apply_signals",
     "beat",
+    "cancel",
+    "cancel_subject",
     "claim",
     "claim_suspect",
+    "create_batch",
     "disclaim",
     "drop_partitions",
+    "enqueue",
+    "enqueue_coalesced",
+    "enqueue_many",
+    "enqueue_payloads",
     "enter",
+    "explain",
     "idle",
+    "is_idle",
     "keep_step",
     "leave",
+    "look_for_ends",
+    "look_up",
     "make_partitions",
     "make_ready",
+    "pause",
     "queue_depth",
     "queue_health",
     "register",
     "report",
+    "reschedule",
     "rescue",
     "rescue_orphans",
+    "resume",
+    "retry",
     "say_asleep",
     "say_awake",
     "say_draining",
@@ -36,6 +51,8 @@ QUERIES = (
     "start",
     "stats",
     "steps",
+    "tally",
+    "watch",
 )
 
 
@@ -47,7 +64,7 @@ def sql_folder() -> Path:
 
 
 def read_query(name: str) -> str:
-    """Give the text of one of the daemon's statements. Raises QueryFileError if the file is missing."""
+    """Give the text of one statement. Raises QueryFileError if the file is missing."""
     path = sql_folder() / "queries" / f"{name}.sql"
     try:
         return path.read_text(encoding="utf-8")
