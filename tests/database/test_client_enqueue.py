@@ -204,6 +204,7 @@ async def test_a_chunk_is_bounded_in_bytes(connection: asyncpg.Connection, monke
     assert len(ids) == 6
 
 
+@pytest.mark.usefixtures("small_chunks")
 async def test_callers_with_the_same_keys_in_another_order_do_not_deadlock(connect: Connect) -> None:
     keys = [f"key {n}" for n in range(300)]
 
