@@ -15,7 +15,7 @@ from howdah.jsontext import describe_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from howdah.chaining import Chain
+    from howdah.chainer import Chainer
     from howdah.job import Attempt
     from howdah.metrics import Metrics
     from howdah.store import Store
@@ -29,20 +29,30 @@ HIGH_WATER = 5000
 RETRY_PAUSE = 0.05
 #: Between tries at rows that somebody holds, in seconds, growing from the first to the second.
 BUSY_PAUSE = (0.005, 0.25)
+#: Between looks at whether the chainer is done, in seconds.
+SETTLED_INTERVAL = 0.02
 
 
 class Acker:
     """Takes outcomes at any speed and writes them in batches, each until the database has answered for it."""
 
-    def __init__(self, *, store: Store, metrics: Metrics, keep_history: bool, on_relief: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        chainer: Chainer,
+        metrics: Metrics,
+        keep_history: bool,
+        on_relief: Callable[[], None],
+    ) -> None:
         self._store = store
+        self._chainer = chainer
         self._metrics = metrics
         self._keep = keep_history
         self._on_relief = on_relief
         self._waiting: list[Attempt] = []
         self._busy: list[Attempt] = []
         self._sent: set[tuple[int, int]] = set()
-        self._chains: dict[tuple[int, int], Chain] = {}
         # Whether it has been full since the claimer was last told that it is not: a batch may be taken before and after.
         self._crossed = False
         self._writing: list[Attempt] = []
@@ -54,17 +64,15 @@ class Acker:
     @property
     def backlog(self) -> int:
         """How many outcomes are not written yet."""
-        return len(self._waiting) + len(self._busy) + len(self._writing)
+        return len(self._waiting) + len(self._busy) + len(self._writing) + self._chainer.backlog
 
     @property
     def full(self) -> bool:
         """Whether the claimer should wait."""
         return self.backlog >= HIGH_WATER
 
-    def put(self, attempt: Attempt, chain: Chain | None = None) -> None:
-        """Take an outcome, and what is to be enqueued with it; never waits."""
-        if chain is not None:
-            self._chains[attempt.id, attempt.lease] = chain
+    def put(self, attempt: Attempt) -> None:
+        """Take an outcome; never waits."""
         self._waiting.append(attempt)
         self._crossed = self._crossed or self.full
         self._some.set()
@@ -73,12 +81,19 @@ class Acker:
     async def settled(self) -> None:
         """Wait until everything that was put is written."""
         await self._idle.wait()
+        while self.backlog:  # noqa: ASYNC110  # only for what brings jobs along
+            await asyncio.sleep(SETTLED_INTERVAL)
 
     async def written(self, job_id: int) -> None:
         """Wait until what was put about one job is written."""
         while any(attempt.id == job_id for attempt in (*self._waiting, *self._writing, *self._busy)):
             self._round.clear()
             await self._round.wait()
+        if self._chainer.holds(job_id):
+            while self._chainer.holds(job_id):  # noqa: ASYNC110  # rare: a suspect that enqueues
+                await asyncio.sleep(SETTLED_INTERVAL)
+            # Refused, it has come back as another outcome.
+            await self.written(job_id)
 
     async def run(self) -> None:
         """Write batches for as long as the service lives."""
@@ -97,7 +112,7 @@ class Acker:
                 except TimeoutError:
                     pause = min(pause * 2, BUSY_PAUSE[1])
             self._writing = batch = self._take()
-            still_busy = await (self._write_chained(batch) if self._chains else self._write(batch))
+            still_busy = await self._write(batch)
             self._writing = []
             self._busy.extend(still_busy)
             self._round.set()
@@ -135,39 +150,6 @@ class Acker:
                 await self._make_partition()
             except asyncpg.PostgresError as error:
                 return await self._write_apart(batch, error)
-
-    async def _write_chained(self, batch: Sequence[Attempt]) -> list[Attempt]:
-        """Write a batch of which some bring jobs along, those one by one; gives the attempts whose rows are busy."""
-        plain = [attempt for attempt in batch if (attempt.id, attempt.lease) not in self._chains]
-        busy = await self._write(plain) if plain else []
-        for attempt in batch:
-            chain = self._chains.pop((attempt.id, attempt.lease), None)
-            if chain is not None and await self._write_with(attempt, chain):
-                self._chains[attempt.id, attempt.lease] = chain
-                busy.append(attempt)
-        return busy
-
-    async def _write_with(self, attempt: Attempt, chain: Chain) -> bool:
-        """Write one attempt and what it brings along; tells whether its row is busy."""
-        while True:
-            try:
-                if not await self._store.ack_with(attempt, chain.jobs, keep=self._keep) and await self._judge(
-                    [attempt]
-                ):
-                    return True
-                chain.written()
-            except DatabaseUnavailableError as error:
-                log.debug("ack will be repeated", extra={"jobs": 1, "error": str(error)})
-                self._sent.add((attempt.id, attempt.lease))
-                await asyncio.sleep(RETRY_PAUSE)
-            except asyncpg.PostgresError as error:
-                if isinstance(error, asyncpg.CheckViolationError) and "no partition" in str(error):
-                    await self._make_partition()
-                    continue
-                chain.refused(error)
-                return False
-            else:
-                return False
 
     async def _judge(self, unwritten: Sequence[Attempt]) -> list[Attempt]:
         """Find out about attempts that were not written; gives the busy ones."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from howdah.acker import Acker
 from howdah.canceller import Canceller
+from howdah.chainer import Chainer
 from howdah.claimer import Claimer
 from howdah.database import Line
 from howdah.endpoint import Endpoint
@@ -52,7 +53,8 @@ class Parts:
         self._url: str = config.database_url
         self._loop = asyncio.get_running_loop()
         self._lines = {
-            name: self._line(name, raw_json=name in {"claim", "step"}) for name in ("claim", "ack", "spare", "step")
+            name: self._line(name, raw_json=name in {"claim", "step"})
+            for name in ("claim", "ack", "chain", "spare", "step")
         }
         self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
         self._processes = Processes(config.handlers, log_style=config.log_format, log_level=config.log_level)
@@ -64,8 +66,12 @@ class Parts:
         self.notifier = Notifier()
         self.claimed = asyncio.Event()
         self.store = Store(self._lines["spare"])
+        self.chainer = Chainer(
+            store=Store(self._lines["chain"]), metrics=self.metrics, keep_history=config.history_days > 0
+        )
         self.acker = Acker(
             store=Store(self._lines["ack"]),
+            chainer=self.chainer,
             metrics=self.metrics,
             keep_history=config.history_days > 0,
             on_relief=lambda: self.claimer.wake(),
@@ -145,8 +151,11 @@ class Parts:
         )
 
     def put(self, attempt: Attempt, chain: Chain | None = None) -> None:
-        """Hand an outcome to the acker, and set the alarm for what comes back later."""
-        self.acker.put(attempt, chain)
+        """Hand an outcome to whoever writes it, and set the alarm for what comes back later."""
+        if chain is None:
+            self.acker.put(attempt)
+        else:
+            self.chainer.put(attempt, chain)
         if attempt.delay is not None:
             self.maintenance.due(attempt.delay)
 

@@ -143,6 +143,7 @@ class Service:
         runs = {
             "claimer": parts.claimer.run(),
             "acker": parts.acker.run(),
+            "chainer": parts.chainer.run(),
             "executor": parts.executor.watch(),
             "reporter": parts.reporter.run(),
             "canceller": parts.canceller.run(),

@@ -189,6 +189,37 @@ async def test_an_outcome_whose_row_somebody_holds_waits_and_its_jobs_come_once(
     assert len(await children(connection, job)) == 2
 
 
+async def test_a_unique_key_that_an_open_transaction_holds_holds_up_no_other_ack(
+    daemon: StartDaemon, connection: asyncpg.Connection, connect: Connect
+) -> None:
+    await daemon(
+        HANDLERS
+        + """
+@handler("keyed")
+async def keyed(job: Job) -> None:
+    await job.enqueue("child", {"of": job.id}, queue="elsewhere", unique_key="the one")
+"""
+    )
+    beside = await connect()
+    async with connection.transaction():
+        await enqueue(connection, "child", queue="elsewhere", unique_key="the one")
+        job = await enqueue(beside, "keyed")
+        await aeventually(lambda: is_blocked(beside))
+        for kind in ("thread", "thread", "thread"):
+            await end_of(beside, await enqueue(beside, kind), timeout=5)
+        assert await state_is(beside, job, "running")
+    assert (await end_of(connection, job))["state"] == "completed"
+    assert await children(connection, job) == []  # there is one with this key already
+
+
+async def is_blocked(connection: asyncpg.Connection) -> bool:
+    return bool(
+        await connection.fetchval(
+            "select exists (select from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0 and query like '%ack_with%')"
+        )
+    )
+
+
 #: A chain of links, each of which dies once with its worker: before it asks for the next, after that, or about when it is acked.
 LINKS = """
 import random
