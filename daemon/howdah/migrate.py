@@ -56,8 +56,7 @@ async def migrate(
         pending = _pending(migrations, applied)
         for migration in pending:
             await _apply(connection, source, migration)
-        # An older release than the schema's knows less than all functions, and would take their rights away.
-        if source == ENGINE and len(applied) <= len(migrations):
+        if source == ENGINE and not await is_ahead(connection, folder):
             await apply_rights(connection, roles=roles)
     return [migration.name for migration in pending]
 
@@ -73,6 +72,11 @@ async def find_pending(
     """Return the migrations that `migrate` would apply, changing nothing."""
     migrations = read_migrations(folder or sql_folder() / "migrations")
     return _pending(migrations, await _applied(connection, source))
+
+
+async def is_ahead(connection: asyncpg.Connection, folder: Path | None = None) -> bool:
+    """Tell whether the schema is newer than this release, which then does not know all functions, nor their rights."""
+    return len(await _applied(connection, ENGINE)) > len(read_migrations(folder or sql_folder() / "migrations"))
 
 
 def read_migrations(folder: Path) -> list[Migration]:
