@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,9 +99,15 @@ def read_migrations(folder: Path) -> list[Migration]:
 
 
 async def _applied(connection: asyncpg.Connection, source: str) -> dict[int, str]:
-    if await connection.fetchval("select to_regclass('howdah.migrations') is null"):
+    # Not to_regclass: it fails for whoever may not look into the schema.
+    readable = await connection.fetchval(
+        """select has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'howdah' and c.relname = 'migrations'"""
+    )
+    if readable is None:
         return {}
-    rows = await connection.fetch("select version, checksum from howdah.migrations where source = $1", source)
+    async with connection.transaction(), nullcontext() if readable else owner(connection):
+        rows = await connection.fetch("select version, checksum from howdah.migrations where source = $1", source)
     return {row["version"]: row["checksum"] for row in rows}
 
 

@@ -56,4 +56,4 @@ async def owner(connection: asyncpg.Connection) -> AsyncIterator[None]:
 
 def _refusal(error: asyncpg.PostgresError) -> RightsError:
     hint = getattr(error, "hint", None) or "grant this user the role that owns the schema howdah"
-    return RightsError(f"{error}: {hint}")
+    return RightsError(f"{error.args[0]}: {hint}")
