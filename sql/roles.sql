@@ -22,10 +22,13 @@ declare
       enqueue               X         X       .       X
       enqueue_many          X         X       .       X
       enqueue_coalesced     X         X       .       X
+      create_batch          X         X       .       X
 
       job_status            .         r       r       r
       masked                .         X       X       X
       stats                 .         X       X       X
+      explain               .         X       X       X
+      watch                 .         X       X       X
 
       cancel                .         .       .       X
       cancel_subject        .         .       .       X
@@ -35,15 +38,28 @@ declare
       resume                .         .       .       X
       register              .         X       .       X
 
+      claim                 .         X       .       .
+      start                 .         X       .       .
+      complete              .         X       .       .
+      fail                  .         X       .       .
+      release               .         X       .       .
       beat                  .         X       .       .
+
       claim_ready           .         X       .       .
       claim_suspect         .         X       .       .
-      complete              .         X       .       .
+      worker_beat           .         X       .       .
       ack                   .         X       .       .
+      ack_with              .         X       .       .
       ack_fate              .         X       .       .
       with_error            .         X       .       .
+      keep_step             .         X       .       .
       apply_signals         .         X       .       .
       bury_cancelled        .         X       .       .
+      note_ended            .         X       .       .
+      somebody_waits        .         X       .       .
+      resolve               .         X       .       .
+      end_batch             .         X       .       .
+      settle                .         X       .       .
       promote               .         X       .       .
       coalesce_events       .         X       .       .
       rescue                .         X       .       .
@@ -55,9 +71,13 @@ declare
       jobs                  .         rawd    .       r
       jobs_id_seq           .         r       .       .
       job_history           .         ra      .       r
+      steps                 .         ra      .       r
       events                .         rd      .       r
       signals               .         rd      .       r
-      waiters               .         rd      .       r
+      waiters               .         rwd     .       r
+      dependencies          .         rwd     r       r
+      batches               .         rd      r       r
+      batch_ends            .         rad     r       r
       workers               .         rawd    r       r
       leader                .         rw      r       r
       queues                .         r       r       r

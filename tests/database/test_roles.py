@@ -149,6 +149,9 @@ CALLS = {
     "enqueue_coalesced": "select howdah.enqueue_coalesced('work', key => 'k')",
     "job_status": "select * from howdah.job_status",
     "stats": "select * from howdah.stats()",
+    "explain": "select howdah.explain(1)",
+    "watch": "select howdah.watch(1, 'me')",
+    "create_batch": "select howdah.create_batch('work')",
     "cancel": "select howdah.cancel(1)",
     "cancel_subject": "select howdah.cancel_subject('s')",
     "retry": "select howdah.retry(2)",
@@ -156,7 +159,8 @@ CALLS = {
     "pause": "select howdah.pause('default')",
     "resume": "select howdah.resume('default')",
     "strict": "update howdah.settings set strict_kinds = true",
-    "claim": "select * from howdah.claim_ready(1, 5, '{work}', '{default}', '{10}', '{default}', '{-1}', '{0}', '{10}')",
+    "claim": "select * from howdah.claim('me', '{default}', '{work}')",
+    "claim_ready": "select * from howdah.claim_ready(1, 5, '{work}', '{default}', '{10}', '{default}', '{-1}', '{0}', '{10}')",
     "read jobs": "select * from howdah.jobs",
     "read history": "select * from howdah.job_history",
     "write jobs": "update howdah.jobs set priority = 1",
@@ -166,15 +170,24 @@ CALLS = {
     "change a table": "alter table howdah.jobs disable row level security",
     "be the owner": "set role howdah_owner",
 }
-READING = {"job_status", "stats"}
-ENQUEUEING = {"enqueue", "enqueue_many", "enqueue_coalesced"}
+READING = {"job_status", "stats", "explain", "watch"}
+ENQUEUEING = {"enqueue", "enqueue_many", "enqueue_coalesced", "create_batch"}
 ABILITIES = {
     (): set(),
     ("howdah_producer",): ENQUEUEING,
-    ("howdah_worker",): READING | ENQUEUEING | {"claim", "read jobs", "read history", "write jobs"},
+    ("howdah_worker",): READING | ENQUEUEING | {"claim", "claim_ready", "read jobs", "read history", "write jobs"},
     ("howdah_reader",): READING,
     ("howdah_admin",): CALLS.keys()
-    - {"claim", "write jobs", "write history", "write migrations", "make a table", "change a table", "be the owner"},
+    - {
+        "claim",
+        "claim_ready",
+        "write jobs",
+        "write history",
+        "write migrations",
+        "make a table",
+        "change a table",
+        "be the owner",
+    },
     ("howdah_producer", "howdah_reader"): READING | ENQUEUEING,
 }
 
@@ -235,6 +248,29 @@ async def test_every_statement_of_the_daemon_can_be_run_by_a_worker(connection: 
         await worker.execute("rollback")
         async with denied():
             await nobody.fetch(SQL[name], *arguments)
+
+
+async def test_a_worker_in_another_language_needs_no_more_than_its_role(
+    connection: asyncpg.Connection, as_: As
+) -> None:
+    worker = await as_("howdah_worker")
+    done, failed, given_back, with_more = [await enqueue(connection, max_attempts=1) for _ in range(4)]
+    rows = await worker.fetch("select id, lease from howdah.claim('me', '{default}', '{work}', 4)")
+    lease = rows[0]["lease"]
+    assert await worker.fetchval("select alive from howdah.beat('me')")
+    assert await worker.fetchval("select howdah.start($1, $2)", done, lease)
+    assert await worker.fetchval("select howdah.complete($1, $2)", done, lease) == "completed"
+    assert await worker.fetchval("select howdah.fail($1, $2, 'no')", failed, lease) == "dead"
+    assert await worker.fetchval("select howdah.release($1, $2)", given_back, lease) == "dead"
+    assert await worker.fetchval("select howdah.keep_step($1, $2, 'one', '1')", with_more, lease) == 1
+    assert await worker.fetchval(
+        """select howdah.ack_with($1, $2, 'completed', null, null, null, 1, 1, null, true, '[{"kind": "work"}]')""",
+        with_more,
+        lease,
+    )
+    assert await worker.fetchval("select array_agg(state order by id) from howdah.job_status") == (
+        ["completed", "dead", "dead", "completed", "ready"]
+    )
 
 
 # -- what is secret ----------------------------------------------------------------------------------------------------

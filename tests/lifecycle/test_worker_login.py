@@ -103,6 +103,18 @@ async def test_a_mere_worker_lives_through_all_that_can_come_of_a_job(
     assert await app.fetchval("select count(*) from howdah.job_history where subject = 'child'") == 1
     assert await app.fetchval("select payload from howdah.job_history where payload ? 'n'") == {"n": 4}
 
+    # Jobs that wait: for jobs, one of which is lost, and for a batch; and somebody who waits for them.
+    async with app.transaction():
+        batch = await app.fetchval("select howdah.create_batch('work')")
+        members = [await enqueue(app, kind, batch=batch) for kind in ("work", "dies")]
+        heir = await enqueue(app, depends_on=[batch])
+        orphan = await enqueue(app, depends_on=[members[1]])
+        await app.execute("select howdah.watch($1, 'me')", heir)
+    assert (await end_of(app, heir))["state"] == "completed"
+    assert (await end_of(app, orphan))["state"] == "cancelled"
+    assert (await end_of(app, batch))["headers"] == {"batch": {"completed": 1, "dead": 1, "cancelled": 0}}
+    await aeventually(lambda: nobody_waits(app))
+
     # Registered, with what is secret.
     assert await app.fetchval("select secret from howdah.kinds where name = 'letter'") == ["token"]
     letter = await enqueue(app, "letter", {"to": "Ada", "token": "t0p"})
@@ -169,6 +181,13 @@ async def test_a_login_without_the_role_is_told_which_one_it_needs(tmp_path: Pat
         refused = howdah("run", folder=tmp_path, HOWDAH_DATABASE_URL=stranger.url)
     assert refused.returncode == 78
     assert "grant howdah_worker" in refused.stderr.splitlines()[-1]
+
+
+async def nobody_waits(connection: asyncpg.Connection) -> bool:
+    return not await connection.fetchval(
+        """select exists (select from howdah.waiters) or exists (select from howdah.dependencies) or exists (select from howdah.batches)
+        or exists (select from howdah.batch_ends)"""
+    )
 
 
 async def has_progress(connection: asyncpg.Connection, job: int) -> bool:
