@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 #: Go on as the schema's owner, to the end of the transaction: what is made new is then the owner's, and who migrates need only be
 #: a member. Nothing happens while there is no schema. `BE_ONESELF` undoes it.
-BE_OWNER = """select set_config('howdah.role', current_setting('role'), true) as was, set_config('role', pg_get_userbyid(n.nspowner), true) as is
-from pg_namespace n where n.nspname = 'howdah' and n.nspowner <> current_user::regrole"""
-BE_ONESELF = """select set_config('role', current_setting('howdah.role'), true) as is, set_config('howdah.role', '', true) as was
-where current_setting('howdah.role', true) <> ''"""
+BE_OWNER = """do $$ begin
+  perform set_config('howdah.role', current_setting('role'), true), set_config('role', pg_get_userbyid(n.nspowner), true)
+  from pg_namespace n where n.nspname = 'howdah' and n.nspowner <> current_user::regrole;
+end $$;"""
+BE_ONESELF = """do $$ begin
+  if current_setting('howdah.role', true) <> '' then
+    perform set_config('role', current_setting('howdah.role'), true), set_config('howdah.role', '', true);
+  end if;
+end $$;"""
 
 
 def rights_sql(*, roles: bool) -> str:

@@ -24,7 +24,7 @@ async def migration_script(connection: asyncpg.Connection | None, *, app: Path |
     folders = {ENGINE: sql_folder() / "migrations"} | ({"app": app} if app is not None else {})
     parts = [
         "begin;",
-        f"select pg_advisory_xact_lock({LOCK});",
+        f"do $$ begin perform pg_advisory_xact_lock({LOCK}); end $$;",
         "set local client_min_messages = warning;",
     ]
     for source, folder in folders.items():
@@ -68,7 +68,7 @@ def _step(source: str, migration: Migration) -> str:
 
 
 def _as_owner(text: str) -> str:
-    return f"{BE_OWNER};\n\n{text}\n\n{BE_ONESELF};"
+    return f"{BE_OWNER}\n\n{text}\n\n{BE_ONESELF}"
 
 
 def _literal(text: str) -> str:

@@ -114,6 +114,18 @@ async def test_what_a_site_has_granted_to_its_own_roles_stays(
         await mine.close()
 
 
+async def test_a_grant_by_mistake_on_a_table_of_jobs_shows_none_of_them(
+    connection: asyncpg.Connection, as_: As
+) -> None:
+    await enqueue(connection)
+    await connection.execute("select howdah.cancel($1)", await enqueue(connection))
+    producer = await as_("howdah_producer")
+    await connection.execute("grant select on howdah.jobs, howdah.job_history to howdah_producer")
+    for table in ("jobs", "job_history"):
+        assert await connection.fetchval(f"select count(*) from howdah.{table}") == 1
+        assert await producer.fetchval(f"select count(*) from howdah.{table}") == 0
+
+
 async def test_the_owner_owns_everything_and_nobody_logs_in_as_a_group(connection: asyncpg.Connection) -> None:
     assert await foreign_objects(connection) == []
     logins = "select rolname from pg_roles where rolname like 'howdah\\_%' and rolname not like 'howdah\\_test%' and (rolcanlogin or rolsuper or rolbypassrls or rolcreaterole or rolcreatedb)"
