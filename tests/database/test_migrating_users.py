@@ -60,7 +60,7 @@ async def databases(server: EmbeddedPostgres, count: int) -> AsyncIterator[list[
         yield [Database(server.url(name), name) for name in names]
         for name in names:
             await outside.execute(f"drop database {name} with (force)")
-        await outside.execute(f"drop role if exists nobody, howdah_owner, {', '.join(ROLES)}")
+        await outside.execute(f"drop role if exists howdah_owner, {', '.join(ROLES)}")
     finally:
         await outside.close()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncpg
 
-NOBODY = "nobody"
+NOBODY = "public"
 ROLES = ("howdah_producer", "howdah_worker", "howdah_reader", "howdah_admin")
 
 ENQUEUERS = {"howdah_producer", "howdah_worker", "howdah_admin"}
@@ -107,10 +107,7 @@ VIEWS = {"job_status"}
 
 
 async def wrong_rights(connection: asyncpg.Connection) -> list[str]:
-    """Tell every difference between what the database grants and the tables above, for every role and a login without any."""
-    await connection.execute(
-        f"do $$ begin create role {NOBODY} nologin; exception when duplicate_object or unique_violation then null; end $$"
-    )
+    """Tell every difference between what the database grants and the tables above, for every role and for PUBLIC."""
     everybody = [NOBODY, *ROLES]
     wrong = []
     relations = await connection.fetch(
@@ -155,7 +152,7 @@ async def wrong_rights(connection: asyncpg.Connection) -> list[str]:
     for role in everybody:
         rights = await connection.fetchrow(
             """select has_schema_privilege($1, 'howdah', 'usage') as usage, has_schema_privilege($1, 'howdah', 'create') as create,
-            exists (select from pg_auth_members m where m.member = $1::text::regrole) as member""",
+            exists (select from pg_auth_members m where m.member::regrole::text = $1) as member""",
             role,
         )
         if tuple(rights) != (role in ROLES, False, False):
