@@ -46,6 +46,12 @@ async def effect(job: Job, connection: asyncpg.Connection) -> None:
     await connection.execute("insert into public.effects (job) values ($1)", job.id)
     await connection.execute("select howdah.enqueue('work', subject => 'child')")
 
+@handler("steps")
+async def steps(job: Job) -> Any:
+    async def once() -> int: return 41
+    await job.enqueue("work", subject="child")
+    return await job.step("one", once)
+
 @handler("hold", timeout=60)
 async def hold(job: Job) -> None:
     await job.report({"half": True})
@@ -90,17 +96,18 @@ async def test_a_mere_worker_lives_through_all_that_can_come_of_a_job(
 
     # Done, in a handler's transaction, retried, dead, scheduled, coalesced, refused, with a child.
     jobs = [row["id"] for row in await enqueue_many(app, *({"kind": "work"} for _ in range(200)))]
-    effect, fails, dies = [await enqueue(app, kind) for kind in ("effect", "fails", "dies")]
+    effect, steps, fails, dies = [await enqueue(app, kind) for kind in ("effect", "steps", "fails", "dies")]
     later = await enqueue(app, delay=timedelta(milliseconds=200))
     for n in range(5):
         await enqueue_coalesced(app, payload={"n": n}, delay=timedelta(milliseconds=100))
     assert (await end_of(app, fails))["attempt"] == 2
     assert (await end_of(app, dies))["state"] == "dead"
-    for job in (effect, later, *jobs):
+    for job in (effect, steps, later, *jobs):
         assert (await end_of(app, job))["state"] == "completed"
+    assert (await status(app, steps))["result"] == 41
     assert await app.fetchval("select array_agg(job) from public.effects") == [effect]
     await aeventually(lambda: is_empty(app))
-    assert await app.fetchval("select count(*) from howdah.job_history where subject = 'child'") == 1
+    assert await app.fetchval("select count(*) from howdah.job_history where subject = 'child'") == 2
     assert await app.fetchval("select payload from howdah.job_history where payload ? 'n'") == {"n": 4}
 
     # Jobs that wait: for jobs, one of which is lost, and for a batch; and somebody who waits for them.
