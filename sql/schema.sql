@@ -263,9 +263,19 @@ create table howdah.events (
 create index events_due on howdah.events (due_at);
 create index events_key on howdah.events (kind, key);
 
--- The reading interface over both halves of a job's life.
+-- A payload without what its kind declares secret. security definer: whoever asks need not read howdah.kinds.
+create function howdah.masked(kind text, payload jsonb) returns jsonb
+language sql stable security definer set search_path = pg_catalog, howdah, pg_temp as $$
+select masked.payload || coalesce((
+  select jsonb_object_agg(s.field, '***') from howdah.kinds k cross join lateral unnest(k.secret) s(field)
+  where k.name = masked.kind and masked.payload ? s.field), '{}') $$;
+
+-- The reading interface over both halves of a job's life. Who may not read howdah.jobs sees payloads masked; a query that
+-- does not name payload pays nothing for that.
 create view howdah.job_status as
-select j.id, j.queue, j.kind, j.state, j.subject, j.priority, j.payload, j.attempt, j.max_attempts, j.crashes,
+select j.id, j.queue, j.kind, j.state, j.subject, j.priority,
+       case when (select has_table_privilege('howdah.jobs', 'select')) then j.payload else howdah.masked(j.kind, j.payload) end as payload,
+       j.attempt, j.max_attempts, j.crashes,
        j.created_at, j.due_at, j.claimed_at, j.started_at, null::timestamptz as finished_at,
        greatest(j.created_at, j.claimed_at, j.started_at, j.progressed_at, (j.errors -> -1 ->> 'at')::timestamptz) as updated_at,
        case when j.lease is not null then clock_timestamp() - j.started_at end as duration,
@@ -273,7 +283,9 @@ select j.id, j.queue, j.kind, j.state, j.subject, j.priority, j.payload, j.attem
        null::text as cancelled_by, null::text as cancel_reason, j.retried_from, j.unique_key, j.headers
 from howdah.jobs j
 union all
-select h.id, h.queue, h.kind, h.state, h.subject, h.priority, h.payload, h.attempt, h.max_attempts, h.crashes,
+select h.id, h.queue, h.kind, h.state, h.subject, h.priority,
+       case when (select has_table_privilege('howdah.jobs', 'select')) then h.payload else howdah.masked(h.kind, h.payload) end,
+       h.attempt, h.max_attempts, h.crashes,
        h.created_at, null, h.claimed_at, h.started_at, h.finished_at,
        h.finished_at, h.finished_at - h.started_at,
        h.progress, h.result, h.errors -> -1 ->> 'message', h.errors, h.leased_by,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -21,6 +22,7 @@ from howdah.errors import ConfigError, HandlersError, HowdahError, SchemaError
 from howdah.migrate import migrate as apply_migrations
 from howdah.migrate import pending as pending_migrations
 from howdah.registry import load
+from howdah.script import migration_script
 from howdah.service import Limits, Service
 from howdah.store import Store
 from howdah.version import __version__
@@ -90,16 +92,22 @@ def run(*, embedded: bool, until_empty: bool, max_jobs: int | None, max_seconds:
     help="Then the application's, from this folder.",
 )
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if something is pending.")
-def migrate(*, app: Path | None, check: bool, **flags: Any) -> None:
+@click.option("--no-roles", is_flag=True, help="Make no group roles: all is the owner's alone.")
+@click.option("--sql", is_flag=True, help="Change nothing; print what psql would have to run.")
+def migrate(*, app: Path | None, check: bool, no_roles: bool, sql: bool, **flags: Any) -> None:
     r"""Bring the database's schema up to date; safe when many start at once.
 
     \b
     howdah migrate
     howdah migrate --app sql/app
+    howdah migrate --sql | psql -X -v ON_ERROR_STOP=1     # what is pending, or everything if no database is set
     """
     with _failures():
         config = load_config(**flags)
-        names = _run(_migrate, _url(config), app, check)
+        if sql:
+            click.echo(_run(_script, config.database_url, app, not no_roles), nl=False)
+            return
+        names = _run(_migrate, _url(config), app, check, not no_roles)
     for name in names:
         click.echo(name)
     if check and names:
@@ -188,11 +196,16 @@ async def _serve(config: Config, registry: Any, limits: Limits, reread: Callable
     return await Service(config, registry, limits=limits, reread=reread).run()
 
 
-async def _migrate(url: str, app: Path | None, check: bool) -> list[str]:  # noqa: FBT001  # handed through as it is
-    step = pending_migrations if check else apply_migrations
+async def _migrate(url: str, app: Path | None, check: bool, roles: bool) -> list[str]:  # noqa: FBT001  # handed through
+    step = pending_migrations if check else partial(apply_migrations, roles=roles)
     async with connected(url, name="migrate") as connection:
         names = await step(connection)
         return names + (await step(connection, source="app", folder=app) if app is not None else [])
+
+
+async def _script(url: str | None, app: Path | None, roles: bool) -> str:  # noqa: FBT001  # handed through as it is
+    async with connected(url, name="migrate") if url else nullcontext() as connection:
+        return await migration_script(connection, app=app, roles=roles)
 
 
 async def _register(url: str, registry: Any) -> None:
@@ -240,7 +253,7 @@ def _embedded(config: Config) -> Iterator[Config]:
     """Run a PostgreSQL of our own, migrated, for the length of a `with`; gives the settings that lead to it."""
     with EmbeddedPostgres(config.data_dir.resolve() / "postgres") as server:
         url = server.url()
-        _run(_migrate, url, None, False)
+        _run(_migrate, url, None, False, True)
         yield config.model_copy(update={"database_url": url})
 
 

@@ -49,6 +49,10 @@ class MigrationError(HowdahError):
         self.version = version
 
 
+class RightsError(HowdahError):
+    """Whoever migrates may not set up the roles, or act as the schema's owner; the message says what to grant."""
+
+
 class QueryFileError(HowdahError):
     """A file under `sql/` is missing from the installation. `path` is where it was looked for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,15 @@ import asyncpg
 
 from howdah.errors import MigrationError
 from howdah.queries import sql_folder
+from howdah.rights import apply_rights, owner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: Whose migrations: the engine's, which run as the schema's owner; the application's run as whoever migrates.
+ENGINE = "howdah"
 # One lock for every source: an application's migration may need the engine's schema to stand still.
-_LOCK = 7316042
+LOCK = 7316042
 _FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
 
@@ -34,28 +38,46 @@ class Migration:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-async def migrate(connection: asyncpg.Connection, *, source: str = "howdah", folder: Path | None = None) -> list[str]:
+async def migrate(
+    connection: asyncpg.Connection, *, source: str = ENGINE, folder: Path | None = None, roles: bool = True
+) -> list[str]:
     """Bring the schema up to date and return the names of the migrations that were applied now.
 
     All pending files run in one transaction under a lock, so ten that start at once apply each file once, and one
     that fails leaves everything as it was. `source` names whose migrations these are ("howdah", or the application's
-    "app"); `folder` holds the files. Raises MigrationError for a file that fails or that changed after it was applied.
+    "app"); `folder` holds the files. After the engine's, rights are set: of the group roles, or without `roles` only that
+    PUBLIC has none. Raises MigrationError for a file that fails or that changed after it was applied, RightsError if this
+    user may not.
     """
     migrations = read_migrations(folder or sql_folder() / "migrations")
     async with connection.transaction():
         # Before the first look: whoever waits here must see what the one before has done.
-        await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+        await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
         applied = await _applied(connection, source)
         pending = _pending(migrations, applied)
         for migration in pending:
             await _apply(connection, source, migration)
+        if source == ENGINE and not await is_ahead(connection, folder):
+            await apply_rights(connection, roles=roles)
     return [migration.name for migration in pending]
 
 
-async def pending(connection: asyncpg.Connection, *, source: str = "howdah", folder: Path | None = None) -> list[str]:
+async def pending(connection: asyncpg.Connection, *, source: str = ENGINE, folder: Path | None = None) -> list[str]:
     """Return the names of the migrations that `migrate` would apply, changing nothing."""
+    return [migration.name for migration in await find_pending(connection, source=source, folder=folder)]
+
+
+async def find_pending(
+    connection: asyncpg.Connection, *, source: str = ENGINE, folder: Path | None = None
+) -> list[Migration]:
+    """Return the migrations that `migrate` would apply, changing nothing."""
     migrations = read_migrations(folder or sql_folder() / "migrations")
-    return [migration.name for migration in _pending(migrations, await _applied(connection, source))]
+    return _pending(migrations, await _applied(connection, source))
+
+
+async def is_ahead(connection: asyncpg.Connection, folder: Path | None = None) -> bool:
+    """Tell whether the schema is newer than this release, which then does not know all functions, nor their rights."""
+    return len(await _applied(connection, ENGINE)) > len(read_migrations(folder or sql_folder() / "migrations"))
 
 
 def read_migrations(folder: Path) -> list[Migration]:
@@ -77,9 +99,15 @@ def read_migrations(folder: Path) -> list[Migration]:
 
 
 async def _applied(connection: asyncpg.Connection, source: str) -> dict[int, str]:
-    if await connection.fetchval("select to_regclass('howdah.migrations') is null"):
+    # Not to_regclass: it fails for whoever may not look into the schema.
+    readable = await connection.fetchval(
+        """select has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'howdah' and c.relname = 'migrations'"""
+    )
+    if readable is None:
         return {}
-    rows = await connection.fetch("select version, checksum from howdah.migrations where source = $1", source)
+    async with connection.transaction(), nullcontext() if readable else owner(connection):
+        rows = await connection.fetch("select version, checksum from howdah.migrations where source = $1", source)
     return {row["version"]: row["checksum"] for row in rows}
 
 
@@ -93,14 +121,23 @@ def _pending(migrations: list[Migration], applied: dict[int, str]) -> list[Migra
 
 
 async def _apply(connection: asyncpg.Connection, source: str, migration: Migration) -> None:
+    if source == ENGINE:
+        async with owner(connection):
+            await _run(connection, migration)
+    else:
+        await _run(connection, migration)
+    async with owner(connection):
+        await connection.execute(
+            "insert into howdah.migrations (source, version, name, checksum) values ($1, $2, $3, $4)",
+            source,
+            migration.version,
+            migration.name,
+            migration.checksum,
+        )
+
+
+async def _run(connection: asyncpg.Connection, migration: Migration) -> None:
     try:
         await connection.execute(migration.text)
     except asyncpg.PostgresError as error:
         raise MigrationError(migration.version, f"{migration.name}.sql: {error}") from error
-    await connection.execute(
-        "insert into howdah.migrations (source, version, name, checksum) values ($1, $2, $3, $4)",
-        source,
-        migration.version,
-        migration.name,
-        migration.checksum,
-    )

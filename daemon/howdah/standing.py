@@ -66,6 +66,8 @@ class Standing:
             version, oldest = await self._store.schema_check()
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             raise SchemaError("the database has no howdah schema: run howdah migrate") from None
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise SchemaError(f"{error}: grant howdah_worker to the user that the worker logs in as") from None
         newest = len(list((sql_folder() / "migrations").glob("*.sql")))
         if version < newest:
             raise SchemaError(f"the schema is at version {version}, this release needs {newest}: run howdah migrate")

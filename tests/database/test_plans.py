@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,9 +58,11 @@ class Cost:
     index_scans: int
 
 
-async def measure(connect: Connect, statement: str, index: str | None, mode: str) -> Cost:
+async def measure(connect: Connect, statement: str, index: str | None, mode: str, role: str | None = None) -> Cost:
     """Run a statement with its plans made, roll back, and tell what it read of howdah.jobs."""
     connection = await connect()
+    if role:
+        await connection.execute(f"set role {role}")
     await connection.execute(f"set plan_cache_mode = {mode}")
     await connection.execute(f"begin; {statement}; rollback")
     scans = """select pg_stat_get_xact_numscans('howdah.jobs'::regclass) as sequential,
@@ -80,20 +83,23 @@ async def measure(connect: Connect, statement: str, index: str | None, mode: str
 
 
 async def check(connect: Connect, situation: str, *, looks_over: int = 0) -> None:
-    """Measure every statement in both modes; a look may read one buffer more for each of `looks_over` jobs in hand."""
+    """Measure every statement in both modes, as the owner and as a mere worker, to whom row-level security applies.
+
+    A look may read one buffer more for each of `looks_over` jobs in hand.
+    """
     wrong = []
-    for mode in MODES:
+    for role, mode in product((None, "howdah_worker"), MODES):
         for name, (statement, index, bound) in STATEMENTS.items():
             allowed = bound + (looks_over if index == "jobs_claim" else 0)
             # Every measure leaves rolled-back row versions on the pages that the next one reads. They go as the pages are
             # read, unless a passing snapshot (autovacuum's, on another table) still could see them: then once more.
             for _ in range(10):
-                cost = await measure(connect, statement, index, mode)
+                cost = await measure(connect, statement, index, mode, role)
                 if cost.buffers <= allowed:
                     break
                 await (await connect()).execute("vacuum howdah.jobs")
             if cost.buffers > allowed or (index and (cost.sequential_scans or not cost.index_scans)):
-                wrong.append(f"{name} ({mode}, at most {allowed} by {index}): {cost}")
+                wrong.append(f"{name} ({role or 'owner'}, {mode}, at most {allowed} by {index}): {cost}")
     assert not wrong, f"{situation}:\n" + "\n".join(wrong)
 
 

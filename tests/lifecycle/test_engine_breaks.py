@@ -25,7 +25,7 @@ async def test_a_broken_statement_about_suspects_stops_the_service_with_its_reas
             """create or replace function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], queues text[])
             returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint,
               max_attempts smallint, timeout float8, waited float8, expires_in float8, subject text, headers jsonb,
-              created_at timestamptz, crashes smallint)
+              created_at timestamptz, crashes smallint, batch bigint)
             language plpgsql as $$ begin raise exception 'no suspects today'; end $$"""
         )
     else:

@@ -29,7 +29,7 @@ create table public.audit (
   seq bigint generated always as identity primary key, at timestamptz not null default clock_timestamp(), event text not null,
   job_id bigint not null, row jsonb not null);
 
-create function public.write_audit() returns trigger language plpgsql as $$
+create function public.write_audit() returns trigger language plpgsql security definer as $$
 begin
   if tg_table_name = 'jobs' then
     if tg_op = 'UPDATE' and new.lease is not distinct from old.lease and new.due_at is not distinct from old.due_at
