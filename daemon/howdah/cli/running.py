@@ -36,7 +36,7 @@ from howdah.service import Limits, Service
 @click.option("--max-jobs", type=click.IntRange(min=1), help="Leave after so many attempts.")
 @click.option("--max-seconds", type=click.FloatRange(min=0), help="Leave after so many seconds.")
 def run(*, embedded: bool, until_empty: bool, max_jobs: int | None, max_seconds: float | None, **flags: Any) -> None:
-    r"""Work: claim jobs and run their handlers, until SIGTERM.
+    """Work: claim jobs and run their handlers, until SIGTERM.
 
     \b
     howdah run --queues default:100,mail:10

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if something is pending.")
 def migrate(*, app: Path | None, check: bool, **flags: Any) -> None:
-    r"""Bring the database's schema up to date; safe when many start at once.
+    """Bring the database's schema up to date; safe when many start at once.
 
     \b
     howdah migrate
