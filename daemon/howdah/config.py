@@ -62,6 +62,7 @@ def _postgres_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"postgres", "postgresql"}:
         raise ValueError("must begin with postgresql://")
+    _ = parts.port  # raises ValueError for what is no port
     return urlunsplit(parts._replace(scheme="postgresql"))
 
 

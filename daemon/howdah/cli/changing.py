@@ -76,7 +76,7 @@ def retry(
             click.echo(f"job {old} is retried as {new}")
     else:
         click.echo(f"retried {counted(len(report.done), 'job')}{note}")
-    _finish(report, as_json=as_json)
+    _finish(report, "retried", as_json=as_json)
 
 
 @click.command()
@@ -136,7 +136,7 @@ def cancel(
         told = sum(state == "running" for state in report.done.values())
         running = f"; {counted(told, 'running job')} will be told" if told else ""
         click.echo(f"cancelled {counted(len(report.done) - told, 'job')}{running}")
-    _finish(report, as_json=as_json, fail=bool(job))
+    _finish(report, "cancelled", as_json=as_json, fail=bool(job))
 
 
 async def _to_retry(
@@ -167,13 +167,13 @@ def _emit(report: Report, name: str) -> None:
         emit({"id": one, "error": reason})
 
 
-def _finish(report: Report, *, as_json: bool, fail: bool = True) -> None:
+def _finish(report: Report, verb: str, *, as_json: bool, fail: bool = True) -> None:
     """Say what was refused, by reason, and leave with 1 if that is a failure."""
     for reason, ids in report.reasons().items():
         if not as_json:
             jobs = (
                 f"job {ids[0]}" if len(ids) == 1 else f"{counted(len(ids), 'job')} ({listed(list(map(str, ids)), 5)})"
             )
-            click.echo(one_line(f"howdah: {jobs} not: {reason}"), err=True)
+            click.echo(one_line(f"howdah: {jobs} not {verb}: {reason}"), err=True)
     if report.refused and fail:
         sys.exit(FAILED)

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 FAILED, USAGE, CONFIGURATION, TIMED_OUT, INTERRUPTED, NOBODY_READS = 1, 2, 78, 124, 130, 141
 
-NOT_MIGRATED = "the database has no howdah schema: run howdah migrate"
-OLD_SCHEMA = f"the database's schema is older than this howdah, {__version__}: run howdah migrate"
-# SQLSTATEs: no such schema; no such table, function or column.
-_NO_SCHEMA, _OLD_SCHEMA = "3F000", ("42P01", "42883", "42703")
+NOT_MIGRATED = f"the database has no howdah schema, or one older than this howdah, {__version__}: run howdah migrate"
+# SQLSTATEs: no such schema, table, function or column. Which of them says nothing about how old the schema is.
+_NOT_MIGRATED = ("3F000", "42P01", "42883", "42703")
 # Wrong user or password; no such database.
 _WRONG_ADDRESS = ("28000", "28P01", "3D000")
 _NOT_ALLOWED = "42501"
@@ -72,7 +71,11 @@ def _refuse_usage(error: click.UsageError) -> NoReturn:
         error.show()
         sys.exit(USAGE)
     path = error.ctx.command_path if error.ctx is not None else "howdah"
-    die(f"{error.format_message().rstrip('.')} (see {path} --help)", USAGE)
+    text = error.format_message().rstrip(".")
+    if type(error) is click.BadParameter and error.param is not None and error.ctx is not None:
+        hint = error.param.get_error_hint(error.ctx).strip("'[]")
+        text = f"{hint}: {error.message.rstrip('.')}"
+    die(f"{text} (see {path} --help)", USAGE)
 
 
 def _told(error: Exception) -> tuple[str, int] | None:
@@ -94,10 +97,8 @@ def _told_by_server(error: asyncpg.PostgresError) -> tuple[str, int]:
     text, hint = str(error.args[0] if error.args else error), getattr(error, "hint", None)
     if state in _WRONG_ADDRESS:
         return f"HOWDAH_DATABASE_URL: {text}", CONFIGURATION
-    if state == _NO_SCHEMA or (state in _OLD_SCHEMA and "howdah.migrations" in text):
-        return NOT_MIGRATED, CONFIGURATION
-    if state in _OLD_SCHEMA:
-        return f"{OLD_SCHEMA} ({text})", CONFIGURATION
+    if state in _NOT_MIGRATED:
+        return f"{NOT_MIGRATED} ({text})", CONFIGURATION
     if state == _NOT_ALLOWED:
         hint = hint or "the role of HOWDAH_DATABASE_URL may not do this"
     hint = hint or getattr(error, "detail", None)
