@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+import asyncpg
+
 from howdah.queries import SQL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
-
-    import asyncpg
 
     Row = dict[str, Any]
 
@@ -107,7 +107,13 @@ async def group_jobs(connection: asyncpg.Connection, wanted: Wanted, by: By) -> 
 async def show_job(connection: asyncpg.Connection, job_id: int) -> Row | None:
     """Give everything that is known of a job, with secrets masked."""
     row = await connection.fetchrow(SQL["show_job"], job_id)
-    return None if row is None else _masked(row)
+    if row is None:
+        return None
+    try:
+        steps = await connection.fetch(SQL["job_steps"], job_id)
+    except asyncpg.InsufficientPrivilegeError:  # steps may hold secrets: a reader does without
+        steps = []
+    return {**_masked(row), "steps": [dict(step) for step in steps]}
 
 
 async def explain_job(connection: asyncpg.Connection, job_id: int) -> str:

@@ -36,6 +36,7 @@ QUERIES = (
     "idle",
     "is_idle",
     "job_state",
+    "job_steps",
     "keep_step",
     "known_queues",
     "leave",

@@ -46,6 +46,7 @@ ARGUMENTS = (
     "fifo_key",
     "expires_at",
     "headers",
+    "on_failed_dependency",
 )
 
 
@@ -80,9 +81,16 @@ ARGUMENTS = (
     metavar="JOB",
     help="Waits for this job; more than once: for all of them.",
 )
+@click.option(
+    "--on-failed-dependency",
+    type=click.Choice(["cancel", "run"]),
+    default="cancel",
+    show_default=True,
+    help="What if a job that it waits for dies or is cancelled: cancelled, too, or run all the same.",
+)
 @click.option("--batch", type=positive_id, metavar="BATCH", help="Belongs to this batch.")
-@click.option("--limits", multiple=True, metavar="NAME", help="Counts against this limit; more than once: all of them.")
-@click.option("--fifo-key", metavar="TEXT", help="Jobs of one key run one after the other.")
+@click.option("--limits", multiple=True, metavar="NAME", hidden=True)
+@click.option("--fifo-key", metavar="TEXT", hidden=True)
 @click.option("--headers", type=json_object, metavar="JSON", help="An object that goes along, such as a trace.")
 @click.option(
     "--many",
@@ -112,7 +120,7 @@ def enqueue(
     howdah enqueue send_mail --many mails.jsonl --queue mail --json
     """
     flags = {"database_url": database_url}
-    given = {name: given[name] or None for name in ARGUMENTS} | {"priority": given["priority"]}
+    given = {name: (list(value) or None) if isinstance(value := given[name], tuple) else value for name in ARGUMENTS}
     if given["run_at"] is not None and given["delay"] is not None:
         misuse("--run-at and --delay are both given; say one of them")
     if many is not None:
@@ -155,6 +163,8 @@ async def _enqueue_lines(
             try:
                 found = await connection.fetch(SQL["enqueue_lines"], f"[{','.join(texts)}]", defaults_text)
             except asyncpg.PostgresError as error:
+                if not str(error.sqlstate).startswith(("JB", "22")):  # not about the jobs
+                    raise
                 raise HowdahError(_at_line(error, numbers)) from None
             rows += [{"line": numbers[row["ordinal"] - 1], "id": row["id"], "created": row["created"]} for row in found]
             step(len(found))

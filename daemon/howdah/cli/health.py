@@ -19,11 +19,16 @@ PATIENCE = 3.0
 
 
 @click.command()
-@click.option("--http-host", help="[HOWDAH_HTTP_HOST; 127.0.0.1]")
-@click.option("--http-port", type=int, help="[HOWDAH_HTTP_PORT; 9543]")
+@click.option("--http-host", help="Where it listens [HOWDAH_HTTP_HOST; 127.0.0.1].")
+@click.option("--http-port", type=int, help="Its port [HOWDAH_HTTP_PORT; 9543].")
 @click.option("--ready", is_flag=True, help="Ask whether it is ready rather than whether it is alive.")
 def healthcheck(*, ready: bool, **flags: Any) -> None:
-    """Ask a running worker whether it is well; exit 1 if not. For a container's HEALTHCHECK."""
+    """Ask a running worker whether it is well; exit 1 if not. For a container's HEALTHCHECK.
+
+    \b
+    howdah healthcheck
+    howdah healthcheck --ready --http-port 9544
+    """
     ok, answer = _ask(load_config(**flags), "/readyz" if ready else "/healthz")
     click.echo(answer)
     sys.exit(0 if ok else FAILED)

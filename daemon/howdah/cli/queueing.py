@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +10,7 @@ from howdah.cli.options import database_option, json_option
 from howdah.cli.output import emit
 from howdah.cli.session import with_connection
 from howdah.cli.words import ago, listed, now, one_line, somebody
+from howdah.config import QUEUE_NAME
 from howdah.inspection import known_queues
 from howdah.inspection import stats as ask_stats
 from howdah.queries import SQL
@@ -18,12 +18,10 @@ from howdah.queries import SQL
 if TYPE_CHECKING:
     import asyncpg
 
-_QUEUE = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,100}")
-
 
 def queue_name(text: str) -> str:
     """Read a queue's name; refuses what no queue can be called."""
-    if _QUEUE.fullmatch(text) is None:
+    if QUEUE_NAME.fullmatch(text) is None:
         raise click.BadParameter(f"{text[:100]!r} is no queue's name: one to 100 characters, none a control character")
     return text
 

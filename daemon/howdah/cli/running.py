@@ -31,12 +31,23 @@ from howdah.service import Limits, Service
 @click.option(
     "--lease-ttl", type=float, help="Seconds without a beat until others take the jobs [HOWDAH_LEASE_TTL; 30]."
 )
-@click.option("--log-format", type=click.Choice(["json", "console"]), help="[HOWDAH_LOG_FORMAT; json]")
+@click.option(
+    "--log-format", type=click.Choice(["json", "console"]), help="How log lines look [HOWDAH_LOG_FORMAT; json]."
+)
 @click.option("--until-empty", is_flag=True, help="Leave when nothing is left to run.")
 @click.option("--max-jobs", type=click.IntRange(min=1), help="Leave after so many attempts.")
 @click.option("--max-seconds", type=click.FloatRange(min=0), help="Leave after so many seconds.")
 def run(*, embedded: bool, until_empty: bool, max_jobs: int | None, max_seconds: float | None, **flags: Any) -> None:
     """Work: claim jobs and run their handlers, until SIGTERM.
+
+    Other settings are variables or lines of the TOML file that HOWDAH_CONFIG names: HOWDAH_POLL_INTERVAL (1),
+    HOWDAH_POOL_SIZE (10), HOWDAH_HISTORY_DAYS (14), HOWDAH_HANG_TIMEOUT (300), HOWDAH_LISTEN_DATABASE_URL, HOWDAH_ADMIN_TOKEN,
+    HOWDAH_LOG_LEVEL (info), HOWDAH_DATA_DIR (.howdah). A database that is away is waited for.
+
+    \b
+    TERM, INT drain; again, or QUIT: leave now     TSTP stops claiming, CONT goes on
+    HUP reads the file again                       TTIN logs every task's stack
+    Exit codes: 0 clean, 1 failed (or a job died, with a limit below), 75 hung and forced, 78 configuration or schema.
 
     \b
     howdah run --queues default:100,mail:10

@@ -52,7 +52,12 @@ def migrate(*, app: Path | None, check: bool, **flags: Any) -> None:
 @database_option
 @handlers_option
 def register(**flags: Any) -> None:
-    """Tell the database of the handlers' kinds, without a daemon: at deploy time, so that enqueue knows them at once."""
+    """Tell the database of the handlers' kinds, without a daemon: at deploy time, so that enqueue knows them at once.
+
+    \b
+    howdah register
+    howdah register --handlers shop.jobs,shop.mails
+    """
     config = load_config(**flags)
     database_url(config)
     registry = load(config.handlers)
@@ -67,7 +72,11 @@ def register(**flags: Any) -> None:
 def check(*, embedded: bool, **flags: Any) -> None:
     """Check settings, handlers, database and schema, and say what is wrong; nothing is changed.
 
-    With --embedded a fresh database of our own is made, migrated and checked.
+    With --embedded a fresh database of our own is made, migrated and checked. Exit 78 if anything is wrong.
+
+    \b
+    howdah check
+    howdah check --handlers shop.jobs --embedded      # in CI: no database is needed
     """
     config = load_config(**flags)
     with on_embedded(config) if embedded else nullcontext(config) as config:

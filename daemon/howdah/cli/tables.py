@@ -133,6 +133,10 @@ def job_sheet(row: Row) -> Iterable[RenderableType]:
         if row[name] is not None:
             yield Text(f"\n{name}", style="bright_black")
             yield Text(safe(json_text(row[name], indent=True), keep="\n"))
+    if row["steps"]:
+        yield Text("\nsteps", style="bright_black")
+        for step in row["steps"]:
+            yield Text(f"{one_line(step['name'])}  {safe(json_text(step['result']))}")
     for error in row["errors"] or ():
         yield from _error(error, now)
 
@@ -206,6 +210,7 @@ def _facts(row: Row, now: datetime) -> Iterable[tuple[str, str]]:
     yield "attempt", f"{row['attempt']} of {row['max_attempts']}{crashes}"
     yield "created", moment("created_at")
     yield "due", "when what it waits for has come" if row["state"] == "waiting" else moment("due_at")
+    yield "waits for", listed([f"job {job}" for job in row["waits_for"]], 5)
     yield "claimed", moment("claimed_at") if row["started_at"] is None else ""
     yield "started", moment("started_at")
     yield "finished", moment("finished_at")
