@@ -157,7 +157,7 @@ async def test_a_wrong_address_is_told_apart_from_a_database_that_is_away(
         ("enqueue work --many nowhere.jsonl", USAGE, "--many: 'nowhere.jsonl': No such file or directory"),
         ("pause", USAGE, "Missing argument 'QUEUE'"),
         ("pause a\nb", USAGE, "QUEUE: 'a\\nb' is no queue's name: one to 100 characters, none a control character"),
-        ("healthcheck --http-port many", USAGE, "--http-port: 'many' is not a valid integer"),
+        ("healthcheck --http-port many", USAGE, "--http-port: 'many' is not a valid integer range"),
         ("run --max-jobs 0", USAGE, "--max-jobs: 0 is not in the range"),
         ("run --queues mail:many", CONFIGURATION, "HOWDAH_QUEUES: 'mail:many' is not like mail:10"),
         ("run --queues a\x1bb:3", CONFIGURATION, "HOWDAH_QUEUES: 'a\\x1bb' is no queue's name"),

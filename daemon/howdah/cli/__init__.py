@@ -24,7 +24,7 @@ COMMANDS = {
     "resume": ("howdah.cli.queueing", "Let a queue be claimed again."),
     "stats": ("howdah.cli.queueing", "Count live jobs by queue, kind and state."),
     "bench": ("howdah.bench", "Measure throughput, latency and cost per job."),
-    "version": ("howdah.cli.health", "Print the version."),
+    "version": ("howdah.cli.about", "Print the version."),
 }
 
 
