@@ -3,11 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from howdah.error_reporters import on_error
 from howdah.errors import DatabaseUnavailableError, HowdahError, RefusedError, UniqueKeyHeldError
-from howdah.job import Cancel, Discard, Job, Snooze
-from howdah.lifespans import lifespan
-from howdah.registry import handler
 from howdah.version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +18,10 @@ if TYPE_CHECKING:
         enqueue_many,
         enqueue_payloads,
     )
+    from howdah.error_reporters import on_error
+    from howdah.job import Cancel, Discard, Job, Snooze
+    from howdah.lifespans import lifespan
+    from howdah.registry import handler
 
 __all__ = [
     "Cancel",
@@ -47,10 +47,21 @@ __all__ = [
     "on_error",
 ]
 
+# Where names live that are imported when first asked for; the others are the client's. The registry brings pydantic along and the
+# client asyncpg, and neither most commands nor a process handler's child need both.
+_HOMES = {
+    "Cancel": "howdah.job",
+    "Discard": "howdah.job",
+    "Job": "howdah.job",
+    "Snooze": "howdah.job",
+    "handler": "howdah.registry",
+    "lifespan": "howdah.lifespans",
+    "on_error": "howdah.error_reporters",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Load the client when it is first asked for: it needs asyncpg, and a process handler's child does not."""
     if name not in __all__:
         raise AttributeError(f"module howdah has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module("howdah.client"), name)
+    value = globals()[name] = getattr(import_module(_HOMES.get(name, "howdah.client")), name)
     return value

@@ -73,8 +73,8 @@ class Figures:
 @click.option(
     "--database-url", metavar="URL", help="An existing database, migrated; else one of our own, thrown away after."
 )
-@click.option("--jobs", type=click.IntRange(min=1000), default=100_000, show_default=True)
-@click.option("--slots", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1000), default=100_000, show_default=True, help="How many.")
+@click.option("--slots", type=click.IntRange(min=1), default=100, show_default=True, help="How many run at once.")
 @click.option(
     "--latencies", type=click.IntRange(min=10), default=200, show_default=True, help="Single jobs for the latency."
 )
@@ -83,6 +83,10 @@ def bench(*, database_url: str | None, jobs: int, slots: int, latencies: int, as
     """Measure throughput, latency and cost per job with jobs that do nothing.
 
     Without --database-url nothing but a throw-away server is touched. With it, the jobs go through a queue of their own.
+
+    \b
+    howdah bench
+    howdah bench --jobs 20000 --json
     """
     logs.configure(style="console", level="warning")
     with _server(database_url) as url:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,8 @@ from pydantic_settings import (
 from howdah.errors import ConfigError
 
 PREFIX = "HOWDAH_"
+#: What a queue may be called; the database has the same rule.
+QUEUE_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,100}")
 
 
 def load_config(**flags: Any) -> Config:
@@ -48,6 +51,8 @@ def _queues(value: Any) -> Any:
         name, slots = name.strip(), slots.strip()
         if not name or not slots.isdigit() or int(slots) < 1:
             raise ValueError(f"{part!r} is not like mail:10, a queue and its slots")
+        if QUEUE_NAME.fullmatch(name) is None:
+            raise ValueError(f"{name[:100]!r} is no queue's name: one to 100 characters, none a control character")
         queues[name] = int(slots)
     if not queues:
         raise ValueError("no queue is named; say default:100")
@@ -62,6 +67,7 @@ def _postgres_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"postgres", "postgresql"}:
         raise ValueError("must begin with postgresql://")
+    _ = parts.port  # raises ValueError for what is no port
     return urlunsplit(parts._replace(scheme="postgresql"))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from howdah.cli.health import address
 from howdah.config import load_config
 from howdah.errors import ConfigError
 
@@ -136,3 +137,32 @@ def test_secrets_come_from_the_variable_then_its_file_then_the_credentials_then_
     monkeypatch.setenv("HOWDAH_DATABASE_URL", URL + "1")
     assert found() == URL + "1"
     assert load_config(database_url=URL).database_url == URL
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"HOWDAH_HTTP_HOST": "::1", "HOWDAH_HTTP_PORT": "81"},
+        {"HOWDAH_CONFIG": "howdah.toml"},
+        {"HOWDAH_CONFIG": "howdah.toml", "HOWDAH_HTTP_PORT": "81"},
+    ],
+)
+def test_the_healthcheck_finds_the_port_where_the_worker_puts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "howdah.toml").write_text("http_port = 82\n", encoding="utf-8")
+    for name in ("HOWDAH_HTTP_HOST", "HOWDAH_HTTP_PORT", "HOWDAH_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = load_config()
+    assert address(None, None) == (config.http_host, config.http_port)
+    assert address("h", 1) == ("h", 1)
+
+
+def test_the_healthcheck_refuses_a_port_as_the_worker_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOWDAH_HTTP_PORT", "many")
+    with pytest.raises(ConfigError, match="HOWDAH_HTTP_PORT"):
+        address(None, None)
