@@ -16,6 +16,8 @@ from howdah import logs
 from howdah.bench import bench
 from howdah.config import Config, load_config
 from howdah.database import Line, connected
+from howdah.devmode.command import dev
+from howdah.devmode.record import find_session
 from howdah.embedded import EmbeddedPostgres
 from howdah.errors import ConfigError, HandlersError, HowdahError, SchemaError
 from howdah.migrate import migrate as apply_migrations
@@ -182,6 +184,7 @@ def version() -> None:
 
 
 main.add_command(bench)
+main.add_command(dev)
 
 
 async def _serve(config: Config, registry: Any, limits: Limits, reread: Callable[[], Config]) -> Any:
@@ -257,6 +260,9 @@ def _known_kinds(config: Config) -> list[str]:
 
 def _url(config: Config) -> str:
     if config.database_url is None:
+        if (url := find_session(config.data_dir)) is not None:
+            click.echo("howdah: HOWDAH_DATABASE_URL is not set: using the database of howdah dev in this folder", err=True)
+            return url
         raise ConfigError("HOWDAH_DATABASE_URL", "is not set: where are the jobs?")
     return config.database_url
 
