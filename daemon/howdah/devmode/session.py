@@ -117,7 +117,10 @@ class Session:
             self._trouble(f"{self._file.name} is gone", "waits for it")
             return
         if error := syntax_error([path for path in saved if path.exists()]):
-            self._trouble(error, "the code before it runs on" if self._worker.runs else "waits for the next save")
+            if self._worker.runs:
+                self._trouble(error, "the code before it runs on", ready=True)
+            else:
+                self._trouble(error, "waits for the next save")
             return
         self._phase(f"{names} was saved, draining")
         await self._worker.stop(self._hurry)
@@ -136,7 +139,7 @@ class Session:
                 self._begin([self._file])
         elif self._worker.id is not None and self._worker.id != self._reader.worker:
             self._reader.worker = self._worker.id
-            self._phase(f"ready since {strftime('%H:%M:%S')}")
+            self._phase(f"ready since {strftime('%H:%M:%S')}", ready=True)
 
     # -- what is seen
 
@@ -156,14 +159,14 @@ class Session:
         self._reader.new.clear()
         self._screen.show(self._seen, logged, ended)
 
-    def _phase(self, phase: str) -> None:
-        self._seen.phase = phase
+    def _phase(self, phase: str, *, ready: bool = False) -> None:
+        self._seen.phase, self._seen.ready = phase, ready
         self._screen.say(f"{self._seen.file}: {phase}")
 
-    def _trouble(self, problem: str, phase: str) -> None:
-        self._seen.problem = problem
-        self._screen.say(f"error: {problem}")
-        self._phase(phase)
+    def _trouble(self, problem: str, phase: str, *, ready: bool = False) -> None:
+        self._seen.problem = problem.replace(f"{self._file.parent}/", "")
+        self._screen.say(f"error: {self._seen.problem}")
+        self._phase(phase, ready=ready)
 
     def _say(self, text: str) -> None:
         with suppress(OSError):  # the terminal is gone

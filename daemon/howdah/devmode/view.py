@@ -32,6 +32,7 @@ class Session:
     log: deque[str]
     facts: Facts = field(default_factory=Facts)
     phase: str = "starting"
+    ready: bool = False
     problem: str | None = None
 
 
@@ -45,21 +46,20 @@ def render(session: Session, width: int, height: int) -> RenderableType:
         text = Text(problem, style="bold red", overflow="fold")
         top += [Text(), text]
         used += 1 + min(len(text.wrap(_PLAIN, width)), 6)
-    foot = _foot(facts, width)
-    room = height - used - len(foot) - 1
-    queues = facts.queues[: max(min(len(facts.queues), room // 4), 1)]
-    room -= 2 + max(len(queues), 1)
-    shown = max(room * 6 // 10 - 2, 1)
-    jobs = [*facts.live[: max(shown // 2, 1)]]
-    ended = list(facts.ended)[-max(shown - len(jobs), 1) :][::-1]
-    room -= 2 + max(len(jobs) + len(ended), 1)
-    lines = list(session.log)[-max(room - 2, 1) :]
+    foot = _foot(facts, width, commands=min(max(height // 8, 1), 6))
+    room = height - used - len(foot) - 4
+    queues = facts.queues[: max(room // 3, 1)]
+    room -= 1 + len(queues)
+    rows = max(min(len(facts.live) + len(facts.ended), room - 1 - min(len(session.log), 4)), 1)
+    live = facts.live[: max(rows // 2, rows - len(facts.ended), 1)]
+    ended = list(facts.ended)[::-1][: max(rows - len(live), 0)]
+    lines = list(session.log)[-max(room - 1 - rows, 1) :]
     return Group(
         *top,
         Text(),
-        _queues(queues),
+        _queues(queues, ready=session.ready),
         Text(),
-        _jobs(jobs, ended),
+        _jobs(live, ended),
         Text(),
         *(_log_line(line) for line in lines or ["nothing logged yet"]),
         *foot,
@@ -78,7 +78,7 @@ def _head(session: Session) -> Text:
     return head
 
 
-def _queues(rows: list[dict[str, Any]]) -> RenderableType:
+def _queues(rows: list[dict[str, Any]], *, ready: bool) -> RenderableType:
     if not rows:
         return Text("no jobs wait or run", "dim")
     table = _table()
@@ -87,7 +87,8 @@ def _queues(rows: list[dict[str, Any]]) -> RenderableType:
     table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         numbers = [str(row[name] or "·") for name in ("ready", "running", "retrying", "later")]
-        table.add_row(Text(row["queue"]), *numbers, Text("" if row["served"] else "no worker serves it", "yellow"))
+        unserved = ready and row["unserved"]
+        table.add_row(Text(row["queue"]), *numbers, Text(f"no worker runs {', '.join(unserved)} here" if unserved else "", "yellow"))
     return table
 
 
@@ -149,12 +150,11 @@ def _quoted(payload: str) -> str:
     return "" if payload == json.dumps({}) else "'" + payload.replace("'", "'\\''") + "'"
 
 
-def _foot(facts: Facts, width: int) -> list[RenderableType]:
+def _foot(facts: Facts, width: int, *, commands: int) -> list[RenderableType]:
     """What to type, whole: a line that is cut cannot be copied."""
     lines: list[RenderableType] = [Text()]
-    for command in [*enqueue_lines(facts)[:3], 'psql "$(howdah dev --url)"']:
-        wrapped = Text(command, "bold").wrap(_PLAIN, width)
-        lines.extend(wrapped)
+    for command in [*enqueue_lines(facts)[:commands], 'psql "$(howdah dev --url)"']:
+        lines.extend(Text(command, "bold").wrap(_PLAIN, width))
     lines.append(Text("type these in another terminal, in this folder; Ctrl-C ends the session", "dim"))
     return lines
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Seconds for running jobs when the file was saved or the session ends; the rest goes back uncounted.
-DRAIN = 3.0
+DRAIN = 1.5
 #: How long after that a worker may take to leave, in seconds, before it is killed.
 PATIENCE = 12.0
 #: A worker that was killed holds up its jobs for so many seconds.
