@@ -261,7 +261,9 @@ def _known_kinds(config: Config) -> list[str]:
 def _url(config: Config) -> str:
     if config.database_url is None:
         if (url := find_session(config.data_dir)) is not None:
-            click.echo("howdah: HOWDAH_DATABASE_URL is not set: using the database of howdah dev in this folder", err=True)
+            click.echo(
+                "howdah: HOWDAH_DATABASE_URL is not set: using the database of howdah dev in this folder", err=True
+            )
             return url
         raise ConfigError("HOWDAH_DATABASE_URL", "is not set: where are the jobs?")
     return config.database_url

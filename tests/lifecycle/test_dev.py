@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,8 +66,15 @@ class Dev:
             raise AssertionError(f"{error}\nnot said {times} times: {pattern}\n{self.output.read_text()}") from error
 
     def shell(self, line: str) -> str:
-        done = subprocess.run(
-            line, shell=True, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=30
+        done = subprocess.run(  # noqa: S602 - what a person types in a shell
+            line,
+            shell=True,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
         )
         assert done.returncode == 0, done
         return done.stdout.strip()
@@ -110,7 +118,9 @@ def ten_lines() -> tuple[str, str, str]:
     return code, command, enqueue
 
 
-def test_the_ten_lines_of_the_readme_run_a_job_and_a_save_changes_what_the_next_one_does(start: Start, tmp_path: Path) -> None:
+def test_the_ten_lines_of_the_readme_run_a_job_and_a_save_changes_what_the_next_one_does(
+    start: Start, tmp_path: Path
+) -> None:
     code, command, enqueue = ten_lines()
     (tmp_path / "jobs.py").write_text(code)
     dev = start(command)
@@ -184,10 +194,8 @@ def test_closing_the_terminal_ends_everything(tmp_path: Path) -> None:
     seen = bytearray()
 
     def shows(words: bytes) -> bool:
-        try:
+        with suppress(BlockingIOError):
             seen.extend(os.read(terminal, 1 << 20))
-        except BlockingIOError:
-            pass
         return words in seen
 
     try:
@@ -219,7 +227,9 @@ def test_kill_9_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
     ("arguments", "said"),
     [((), "which file of handlers"), (("jobs.txt",), "must end in .py"), (("nowhere.py",), "does not exist")],
 )
-def test_a_file_that_cannot_be_run_is_refused_in_a_sentence(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_a_file_that_cannot_be_run_is_refused_in_a_sentence(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
     (tmp_path / "jobs.txt").touch()
     done = howdah("dev", *arguments, folder=tmp_path)
     assert done.returncode == 2

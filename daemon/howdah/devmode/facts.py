@@ -116,13 +116,22 @@ def _value(name: str, part: dict[str, Any], definitions: dict[str, Any]) -> Any:
         return (part.get("examples") or part["enum"])[0]
     if "$ref" in part:
         inner = definitions.get(part["$ref"].rpartition("/")[2], {})
-        return json.loads(example({**inner, "$defs": definitions})) if "properties" in inner else _value(name, inner, {})
+        return (
+            json.loads(example({**inner, "$defs": definitions})) if "properties" in inner else _value(name, inner, {})
+        )
     if "anyOf" in part:
         return _value(name, part["anyOf"][0], definitions)
     if "format" in part:
         with suppress(KeyError):
             return _FORMATS[part["format"]]
-    plain = {"string": "you" if name == "name" else name, "integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
+    plain = {
+        "string": "you" if name == "name" else name,
+        "integer": 1,
+        "number": 1.5,
+        "boolean": True,
+        "array": [],
+        "object": {},
+    }
     return plain.get(str(part.get("type")))
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Screen(Protocol):
     """What a session tells."""
 
-    def __enter__(self) -> Self: ...  # noqa: D105
-    def __exit__(self, *_: object) -> None: ...  # noqa: D105
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def say(self, text: str) -> None:
         """Tell an event of the session."""
@@ -34,7 +34,9 @@ class Picture:
 
     def __init__(self) -> None:
         self._console = Console()
-        self._live = Live(console=self._console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._live = Live(
+            console=self._console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -75,7 +77,9 @@ class Lines:
             self._write(line)
         for row in ended:
             time = took(row)
-            self._write(f"dev: {row['kind']} {row['id']} {row['state']}{f' in {time}' if time else ''} {about(row)}".rstrip())
+            self._write(
+                f"dev: {row['kind']} {row['id']} {row['state']}{f' in {time}' if time else ''} {about(row)}".rstrip()
+            )
         if (commands := enqueue_lines(session.facts)) != self._known:
             self._known = commands
             for command in commands:

@@ -37,6 +37,7 @@ class Session:
         self._file = file
         self._data_dir = data_dir
         self._url = database_url
+        self._screen: Screen
         self._seen = view.Session(file=file.name, log=deque(maxlen=200))
 
     def run(self) -> None:

@@ -46,11 +46,11 @@ def render(session: Session, width: int, height: int) -> RenderableType:
         text = Text(problem, style="bold red", overflow="fold")
         top += [Text(), text]
         used += 1 + min(len(text.wrap(_PLAIN, width)), 6)
-    foot = _foot(facts, width, commands=min(max(height // 8, 1), 6))
+    foot = _foot(facts, width, most=height // 7)
     room = height - used - len(foot) - 4
     queues = facts.queues[: max(room // 3, 1)]
     room -= 1 + len(queues)
-    rows = max(min(len(facts.live) + len(facts.ended), room - 1 - min(len(session.log), 4)), 1)
+    rows = max(min(len(facts.live) + len(facts.ended), room - 1 - min(len(session.log), 4)), 2)
     live = facts.live[: max(rows // 2, rows - len(facts.ended), 1)]
     ended = list(facts.ended)[::-1][: max(rows - len(live), 0)]
     lines = list(session.log)[-max(room - 1 - rows, 1) :]
@@ -88,7 +88,11 @@ def _queues(rows: list[dict[str, Any]], *, ready: bool) -> RenderableType:
     for row in rows:
         numbers = [str(row[name] or "·") for name in ("ready", "running", "retrying", "later")]
         unserved = ready and row["unserved"]
-        table.add_row(Text(row["queue"]), *numbers, Text(f"no worker runs {', '.join(unserved)} here" if unserved else "", "yellow"))
+        table.add_row(
+            Text(row["queue"]),
+            *numbers,
+            Text(f"no worker runs {', '.join(unserved)} here" if unserved else "", "yellow"),
+        )
     return table
 
 
@@ -119,7 +123,9 @@ def took(row: dict[str, Any]) -> str:
 
 def about(row: dict[str, Any]) -> str:
     """Say what came of a job, or is coming: the error's last line, the result, the progress."""
-    attempt = f" ({row['attempt']} of {row['max_attempts']})" if row["attempt"] > 1 or row["state"] == "retrying" else ""
+    attempt = (
+        f" ({row['attempt']} of {row['max_attempts']})" if row["attempt"] > 1 or row["state"] == "retrying" else ""
+    )
     if row["state"] == "completed":
         return (row["result"] or "") + attempt
     if row["state"] == "running":
@@ -141,7 +147,9 @@ def span(seconds: float) -> str:
 
 def enqueue_lines(facts: Facts) -> list[str]:
     """Give the command that enqueues a job of each kind, to be copied; another address that is set must not get it."""
-    elsewhere = any(os.environ.get(name) for name in ("HOWDAH_DATABASE_URL", "DATABASE_URL", "HOWDAH_DATABASE_URL_FILE"))
+    elsewhere = any(
+        os.environ.get(name) for name in ("HOWDAH_DATABASE_URL", "DATABASE_URL", "HOWDAH_DATABASE_URL_FILE")
+    )
     command = 'howdah enqueue --database-url "$(howdah dev --url)"' if elsewhere else "howdah enqueue"
     return [f"{command} {kind} {_quoted(example(schema))}" for kind, schema in facts.kinds]
 
@@ -150,13 +158,21 @@ def _quoted(payload: str) -> str:
     return "" if payload == json.dumps({}) else "'" + payload.replace("'", "'\\''") + "'"
 
 
-def _foot(facts: Facts, width: int, *, commands: int) -> list[RenderableType]:
-    """What to type, whole: a line that is cut cannot be copied."""
-    lines: list[RenderableType] = [Text()]
-    for command in [*enqueue_lines(facts)[:commands], 'psql "$(howdah dev --url)"']:
-        lines.extend(Text(command, "bold").wrap(_PLAIN, width))
-    lines.append(Text("type these in another terminal, in this folder; Ctrl-C ends the session", "dim"))
-    return lines
+def _foot(facts: Facts, width: int, *, most: int) -> list[RenderableType]:
+    """Give what to type, whole: a line that is cut cannot be copied. After the first command, `most` lines at most."""
+    lines: list[RenderableType] = []
+    for command in enqueue_lines(facts):
+        wrapped = Text(command, "bold").wrap(_PLAIN, width)
+        if lines and len(lines) + len(wrapped) > most:
+            break
+        lines.extend(wrapped)
+    hint = Text(
+        "type these in another terminal, in this folder; Ctrl-C ends the session",
+        "dim",
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+    return [Text(), *lines, Text('psql "$(howdah dev --url)"', "bold"), hint]
 
 
 def _log_line(line: str) -> Text:
