@@ -3,11 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from howdah.error_reporters import on_error
-from howdah.errors import DatabaseUnavailableError, HowdahError, RefusedError, UniqueKeyHeldError
-from howdah.job import Cancel, Discard, Job, Snooze
-from howdah.lifespans import lifespan
-from howdah.registry import handler
 from howdah.version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +17,11 @@ if TYPE_CHECKING:
         enqueue_many,
         enqueue_payloads,
     )
+    from howdah.error_reporters import on_error
+    from howdah.errors import DatabaseUnavailableError, HowdahError, RefusedError, UniqueKeyHeldError
+    from howdah.job import Cancel, Discard, Job, Snooze
+    from howdah.lifespans import lifespan
+    from howdah.registry import handler
 
 __all__ = [
     "Cancel",
@@ -47,10 +47,26 @@ __all__ = [
     "on_error",
 ]
 
+# Imported when first asked for: the client brings asyncpg along and the registry pydantic, and most commands, a process
+# handler's child and a test suite that only loads the plugin need neither.
+_HOMES = {
+    "Cancel": "job",
+    "DatabaseUnavailableError": "errors",
+    "Discard": "job",
+    "HowdahError": "errors",
+    "Job": "job",
+    "RefusedError": "errors",
+    "Snooze": "job",
+    "UniqueKeyHeldError": "errors",
+    "handler": "registry",
+    "lifespan": "lifespans",
+    "on_error": "error_reporters",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Load the client when it is first asked for: it needs asyncpg, and a process handler's child does not."""
+    """Load a name's module when the name is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module howdah has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module("howdah.client"), name)
+    value = globals()[name] = getattr(import_module(f"howdah.{_HOMES.get(name, 'client')}"), name)
     return value
