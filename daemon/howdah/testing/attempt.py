@@ -113,9 +113,9 @@ async def run_job(
         raise HowdahError(f"{declared.kind} has transaction=True: run_job needs connection=")
     bench = _Bench(declared, connection, dict(resources or {}))
     row = (
-        id, queue, declared.kind, encode({} if payload is None else payload), priority, attempt,
+        id, queue, declared.kind, bytes(encode({} if payload is None else payload)), priority, attempt,
         max_attempts or max(declared.max_attempts, attempt), timeout, 0.0, None, subject,
-        encode(headers) if headers is not None else None, datetime.now(UTC), *[None] * 8,
+        bytes(encode(headers)) if headers is not None else None, datetime.now(UTC), *[None] * 8,
     )  # fmt: skip
     job = job_of(row, lease=1)
     job.start_first = False  # there is no row to write it to
@@ -170,7 +170,7 @@ class _Bench:
         return self._ended[0]
 
     def tell(self, ended: Attempt, logs: list[logging.LogRecord]) -> JobOutcome:
-        facts: dict[str, Any] | None = orjson.loads(ended.error) if ended.error is not None else None
+        facts: dict[str, Any] | None = orjson.loads(bytes(ended.error)) if ended.error is not None else None
         reason, error = None, self._error
         if facts is not None and ended.outcome == "cancelled":
             reason, error = facts["reason"], None

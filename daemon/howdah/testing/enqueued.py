@@ -126,7 +126,7 @@ def _lacks(found: Any, wanted: Any, place: str) -> str | None:
                 return lack
         return None
     # First as it is: a matcher has no JSON. Then as the JSON that it becomes: a UUID, a date, a model.
-    if wanted == found or orjson.loads(encode(wanted)) == found:
+    if wanted == found or orjson.loads(bytes(encode(wanted))) == found:
         return None
     return f"{place} is {_json(found)}, not {_json(wanted)}"
 

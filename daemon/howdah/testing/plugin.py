@@ -42,14 +42,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def howdah_template(request: pytest.FixtureRequest) -> Iterator[str]:
     """Give the address of the database that `howdah_database` copies: one server and one template for the whole run."""
-    from howdah.testing.server import TestServer  # noqa: PLC0415  # it brings asyncpg along
+    # Imported here: they bring asyncpg along.
+    from howdah.errors import HowdahError  # noqa: PLC0415
+    from howdah.testing.server import TestServer  # noqa: PLC0415
 
     config = request.config
     # The processes of pytest-xdist have the run's id in common; without it this process is the run.
     workerinput = getattr(config, "workerinput", {})
     server = TestServer(workerinput.get("testrunuid") or uuid.uuid4().hex)
     try:
-        yield server.join(config.getini("howdah_migrations"), lambda url: config.hook.pytest_howdah_template(url=url))
+        template, failure = "", None
+        try:
+            template = server.join(
+                config.getini("howdah_migrations"), lambda url: config.hook.pytest_howdah_template(url=url)
+            )
+        except HowdahError as error:
+            failure = f"howdah_database: {error}"
+        if failure:
+            pytest.fail(failure, pytrace=False)  # one line, and not the way there
+        yield template
     finally:
         server.leave()
 

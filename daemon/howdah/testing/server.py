@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncpg
+
 from howdah.errors import HowdahError
 from howdah.testing.databases import make_template, url_of
 from howdah.testing.waiting import wait_for
@@ -43,7 +45,10 @@ class TestServer:
             made = self._folder / "template"
             template = url_of(server, self._template_name)
             if not made.exists():
-                wait_for(make_template(server, self._template_name, migrations))
+                try:
+                    wait_for(make_template(server, self._template_name, migrations))
+                except (OSError, asyncpg.PostgresError) as error:
+                    raise HowdahError(f"no template on {_origin()}: {error}") from error
                 prepare(template)
                 made.touch()
         return template
@@ -108,3 +113,11 @@ class TestServer:
     def _log(self) -> str:
         text = (self._folder / "keeper.log").read_text(encoding="utf-8", errors="replace").strip()
         return text.splitlines()[-1] if text else "it said nothing"
+
+
+def _origin() -> str:
+    return (
+        "the server that HOWDAH_TEST_DATABASE_URL names"
+        if "HOWDAH_TEST_DATABASE_URL" in os.environ
+        else "the embedded server"
+    )
