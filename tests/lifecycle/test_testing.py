@@ -25,6 +25,7 @@ from support.eventually import eventually
 
 from howdah import Cancel, Discard, Job, Snooze, handler
 from howdah.errors import HandlersError, HowdahError
+from howdah.registry import registry
 from howdah.testing import assert_enqueued, assert_not_enqueued, run_job, run_until_empty, sync
 from howdah.testing.databases import url_of
 
@@ -165,6 +166,21 @@ async def test_what_a_handler_wrote_is_rolled_back_unless_the_test_keeps_it(conn
     assert "needs connection=" in str((await run_job(lend)).error)
 
 
+@handler("kit.chain", transaction=True)
+async def in_steps(job: Job, connection: asyncpg.Connection) -> Any:
+    assert await connection.fetchval("select 1") == 1
+    await job.enqueue("kit.thread", {"from": job.id}, queue="next")
+    return [await job.step("first", len, "abc"), await job.step("second", len, "abc")]
+
+
+async def test_steps_and_enqueued_jobs_are_told_and_kept_with_the_handlers_work(connection: asyncpg.Connection) -> None:
+    outcome = await run_job(in_steps, connection=connection, steps={"first": 100}, commit=True)
+    assert outcome.check().result == [100, 3]
+    assert outcome.steps == {"first": 100, "second": 3}
+    assert outcome.enqueued == [{"kind": "kit.thread", "payload": {"from": 1}, "queue": "next"}]
+    await assert_enqueued(connection, "kit.thread", payload={"from": 1}, queue="next", count=1)
+
+
 async def test_what_is_no_handler_is_named() -> None:
     with pytest.raises(HandlersError, match="enqueue is no handler: decorate it"):
         await run_job(enqueue)
@@ -228,6 +244,15 @@ async def test_a_run_without_end_fails_with_what_is_left(database: Database, con
     # It was given back, and nothing of the worker stays.
     assert await connection.fetchval("select attempt from howdah.jobs") == 0
     assert not [thread for thread in threading.enumerate() if thread.name == "lifeline"]
+
+
+async def test_resources_can_be_given_in_place_of_lifespans(
+    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.lifespans, "mail", None)
+    await enqueue(connection, "kit.order", {"number": 7})
+    run = await run_until_empty(database, order, resources={"mail": "fake"})
+    assert run.check().completed[0].result["resources"] == {"mail": "fake"}
 
 
 async def test_queues_and_handlers_can_be_chosen(database: Database, connection: asyncpg.Connection) -> None:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from howdah.error_reporters import ErrorReporters
 from howdah.errors import HowdahError
 from howdah.executor import Executor
 from howdah.jsontext import encode
+from howdah.lifespans import Resources
 from howdah.metrics import Metrics
 from howdah.processes import Processes
 from howdah.registry import Registry
-from howdah.store import job_of
+from howdah.store import Store, job_of
 from howdah.testing.choice import handler_of
 
 if TYPE_CHECKING:
@@ -27,8 +29,12 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from howdah.chaining import Chain
     from howdah.job import Attempt, Job
     from howdah.registry import Handler
+
+# As text: the test's connection may write jsonb in whichever way it likes.
+_ENQUEUE = "select howdah.enqueue_many($1::text::jsonb)"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +43,8 @@ class JobOutcome:
 
     `outcome` is `completed`, `snoozed`, `retried`, `dead` or `cancelled`; `result` is what would be stored; `error` is what the
     handler raised, or why its payload was refused; `reason` is that of a Discard or a Cancel; `delay` is the seconds until
-    the next attempt; `reports` are the handler's, oldest first, and `logs` the lines of `job.log`.
+    the next attempt; `reports` are the handler's, oldest first; `enqueued` what it gave to `job.enqueue`, `steps` the results of its
+    steps by name, and `logs` the lines of `job.log`.
     """
 
     outcome: str
@@ -46,8 +53,9 @@ class JobOutcome:
     reason: str | None
     delay: timedelta | None
     reports: list[Any]
+    enqueued: list[dict[str, Any]]
+    steps: dict[str, Any]
     logs: list[logging.LogRecord]
-    facts: dict[str, Any] | None = dataclasses.field(repr=False)
 
     @property
     def completed(self) -> bool:
@@ -79,6 +87,7 @@ async def run_job(
     connection: asyncpg.Connection | None = None,
     commit: bool = False,
     resources: Mapping[str, Any] | None = None,
+    steps: Mapping[str, Any] | None = None,
     attempt: int = 1,
     max_attempts: int | None = None,
     timeout: float | None = None,  # noqa: ASYNC109  # the job's
@@ -95,9 +104,10 @@ async def run_job(
         payload: a dict or a model: what enqueue would be given.
         connection: what a handler with `transaction=True` writes on, or what `job.connection()` lends. Its work is rolled back
             at the end.
-        commit: keep the work of a handler with `transaction=True` that completes, in the connection's own transaction if one is
+        commit: keep the work of a handler with `transaction=True` that completes, and the jobs that it enqueues, in the connection's own transaction if one is
             open.
-        resources: the job's `resources`.
+        resources: the job's `resources`, in place of what lifespans give.
+        steps: results of steps that earlier attempts have done.
         attempt: which attempt this is, from 1.
         max_attempts: of the job; the handler's own if it is not given.
         timeout: of the job, in seconds; the handler's own if it is not given.
@@ -111,7 +121,7 @@ async def run_job(
     declared = handler_of(handler)
     if declared.transaction and connection is None:
         raise HowdahError(f"{declared.kind} has transaction=True: run_job needs connection=")
-    bench = _Bench(declared, connection, dict(resources or {}))
+    bench = _Bench(declared, connection, resources or {}, steps or {})
     row = (
         id, queue, declared.kind, bytes(encode({} if payload is None else payload)), priority, attempt,
         max_attempts or max(declared.max_attempts, attempt), timeout, 0.0, None, subject,
@@ -123,40 +133,51 @@ async def run_job(
     with _logged(f"howdah.job.{declared.kind}") as logs:
         if declared.transaction and connection is not None:
             async with _transaction(connection) as end:
-                ended = await bench.run(job)
+                ended, chain = await bench.run(job)
+                if chain is not None:
+                    await connection.execute(_ENQUEUE, chain.jobs.decode())
                 end.commit = commit and ended.outcome == "completed"
         else:
-            ended = await bench.run(job)
-    return bench.tell(ended, logs)
+            ended, chain = await bench.run(job)
+    return bench.tell(ended, chain, logs)
 
 
 class _Bench:
     """A worker's executor with nothing around it."""
 
-    def __init__(self, handler: Handler, connection: asyncpg.Connection | None, resources: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        connection: asyncpg.Connection | None,
+        given: Mapping[str, Any],
+        steps: Mapping[str, Any],
+    ) -> None:
         self._handler = handler
         self._connection = connection
-        self._ended: list[Attempt] = []
-        self._error: BaseException | None = None
-        self._reports: list[Any] = []
+        self._ended: list[tuple[Attempt, Chain | None]] = []
+        self._steps = _Steps(steps)
+        self._errors = _Errors()
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="handler")
         self._processes = Processes([handler.function.__module__], log_style="console", log_level="warning")
+        resources = Resources()
+        resources.add("run_job", given)
         registry = Registry()
-        registry.add(self._watched(handler))
+        registry.add(_untied(handler, connection))
         self._executor = _Reporting(
             registry=registry,
             metrics=Metrics(),
-            put=self._ended.append,
+            put=lambda attempt, chain=None: self._ended.append((attempt, chain)),
+            steps=self._steps,
             write_start=lambda _job: _yes(),
             connection=self._lend,
             threads=self._threads,
             processes=self._processes,
             resources=resources,
+            errors=self._errors,
             keep_history=True,
         )
-        self._executor.reports = self._reports
 
-    async def run(self, job: Job[Any]) -> Attempt:
+    async def run(self, job: Job[Any]) -> tuple[Attempt, Chain | None]:
         watch = asyncio.create_task(self._executor.watch())
         # In a task of its own: the timeout cancels it, and a test's own task must not be what is cancelled.
         try:
@@ -169,49 +190,22 @@ class _Bench:
             self._threads.shutdown(wait=False, cancel_futures=True)
         return self._ended[0]
 
-    def tell(self, ended: Attempt, logs: list[logging.LogRecord]) -> JobOutcome:
-        facts: dict[str, Any] | None = orjson.loads(bytes(ended.error)) if ended.error is not None else None
-        reason, error = None, self._error
-        if facts is not None and ended.outcome == "cancelled":
-            reason, error = facts["reason"], None
-        elif facts is not None and facts["type"] == "Discard":
+    def tell(self, ended: Attempt, chain: Chain | None, logs: list[logging.LogRecord]) -> JobOutcome:
+        facts: dict[str, Any] = orjson.loads(bytes(ended.error)) if ended.error is not None else {}
+        reason = facts.get("reason") if ended.outcome == "cancelled" else None
+        if facts.get("type") == "Discard" and self._errors.error is None:
             reason = facts["message"]
-        elif facts is not None and error is None:
-            # Refused before the handler was called, timed out, or raised in another process.
-            error = HowdahError(f"{facts['type']}: {facts['message']}")
         return JobOutcome(
             outcome=ended.outcome,
             result=orjson.loads(bytes(ended.result)) if ended.result is not None else None,
-            error=error if facts is not None else None,
+            error=self._errors.error if ended.outcome in {"retried", "dead"} else None,
             reason=reason,
             delay=timedelta(seconds=ended.delay) if ended.delay is not None else None,
-            reports=self._reports,
+            reports=self._executor.reports,
+            enqueued=orjson.loads(chain.jobs) if chain is not None else [],
+            steps=self._steps.results(),
             logs=logs,
-            facts=facts,
         )
-
-    def _watched(self, handler: Handler) -> Handler:
-        """Give the handler with its errors kept, and its connection given to it: a worker's transaction needs the job's row."""
-        if handler.runs_in == "process":
-            return handler
-        function, extra = handler.function, (self._connection,) if handler.transaction else ()
-
-        async def call(job: Job[Any]) -> Any:
-            try:
-                return await function(job, *extra)
-            except Exception as error:
-                self._error = error
-                raise
-
-        def call_in_thread(job: Job[Any]) -> Any:
-            try:
-                return function(job)
-            except Exception as error:
-                self._error = error
-                raise
-
-        watched = call if handler.runs_in == "async" else call_in_thread
-        return dataclasses.replace(handler, function=watched, transaction=False)
 
     @asynccontextmanager
     async def _lend(self) -> AsyncIterator[asyncpg.Connection]:
@@ -220,10 +214,51 @@ class _Bench:
         yield self._connection
 
 
+def _untied(handler: Handler, connection: asyncpg.Connection | None) -> Handler:
+    """Give a handler with its connection given to it: a worker's own transaction ends with the job's row, and there is none."""
+    if not handler.transaction:
+        return handler
+    function = handler.function
+
+    async def call(job: Job[Any]) -> Any:
+        return await function(job, connection)
+
+    return dataclasses.replace(handler, function=call, transaction=False)
+
+
+class _Errors(ErrorReporters):
+    """Keeps the error that reporters would be told of."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.error: BaseException | None = None
+
+    def tell(self, _job: Job[Any], error: BaseException) -> None:
+        self.error = error
+
+
+class _Steps(Store):
+    """Keeps the results of steps without a database."""
+
+    def __init__(self, kept: Mapping[str, Any]) -> None:
+        self._kept = {name: bytes(encode(value)) for name, value in kept.items()}
+
+    async def steps(self, _job: int, _lease: int) -> dict[str, bytes] | None:
+        return dict(self._kept)
+
+    async def keep_step(self, _job: int, _lease: int, name: str, result: bytes) -> bytes | None:
+        return self._kept.setdefault(name, bytes(result))
+
+    def results(self) -> dict[str, Any]:
+        return {name: orjson.loads(result) for name, result in self._kept.items()}
+
+
 class _Reporting(Executor):
     """Keeps every report, not only the newest."""
 
-    reports: list[Any]
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.reports: list[Any] = []
 
     def report(self, job: Job[Any], progress: Any) -> None:
         self.reports.append(progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,7 +11,7 @@ from howdah.errors import HandlersError
 from howdah.registry import Handler, Registry, load, registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 Handlers: TypeAlias = (
     "str | ModuleType | Callable[..., Any] | Registry | Iterable[str | ModuleType | Callable[..., Any]] | None"
@@ -27,10 +28,28 @@ def choose(handlers: Handlers) -> Registry:
         return registry
     wanted = [handlers] if isinstance(handlers, str | ModuleType) or callable(handlers) else list(handlers)
     chosen = Registry()
+    # What is there for all handlers belongs to any of them.
+    chosen.lifespans.update(registry.lifespans)
+    chosen.error_reporters.extend(registry.error_reporters)
     for one in wanted:
         for handler in _handlers_of(one):
             chosen.add(handler)
     return chosen
+
+
+def with_resources(chosen: Registry, resources: Mapping[str, Any]) -> Registry:
+    """Give the same handlers with these resources, and no lifespans."""
+
+    @asynccontextmanager
+    async def given() -> AsyncIterator[Mapping[str, Any]]:
+        yield resources
+
+    changed = Registry()
+    for handler in _all(chosen):
+        changed.add(handler)
+    changed.error_reporters.extend(chosen.error_reporters)
+    changed.add_lifespan("resources", given)
+    return changed
 
 
 def handler_of(wanted: str | Callable[..., Any]) -> Handler:

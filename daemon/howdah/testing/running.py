@@ -10,10 +10,10 @@ from howdah.config import Config
 from howdah.database import connected
 from howdah.errors import HowdahError
 from howdah.service import Service
-from howdah.testing.choice import choose, modules_of
+from howdah.testing.choice import choose, modules_of, with_resources
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import asyncpg
 
@@ -84,6 +84,7 @@ async def run_until_empty(
     *,
     queues: Sequence[str] | None = None,
     skip_delays: bool = False,
+    resources: Mapping[str, Any] | None = None,
     timeout: float = 30.0,  # noqa: ASYNC109  # a test's patience; what is cut short is given back first
 ) -> Run:
     """Run jobs until none is left that could run now, and tell what came of them.
@@ -97,12 +98,15 @@ async def run_until_empty(
             other kinds are left alone.
         queues: only these; all if none are given.
         skip_delays: do not wait for times to come: what is scheduled, snoozed, coalesced or tried again runs now.
+        resources: what handlers find in `job.resources`, in place of what the lifespans give, which are not entered then.
         timeout: seconds until the test fails with a list of what is left.
 
     """
     __tracebackhide__ = True
     url = database if isinstance(database, str) else database.url
     registry = choose(handlers)
+    if resources is not None:
+        registry = with_resources(registry, resources)
     async with connected(url, name="testing") as connection:
         began = await connection.fetchval("select clock_timestamp()")
         before = {
