@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 from support.daemon import clean_environment, howdah
 from support.eventually import eventually
+
+from howdah.devmode.command import dev
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +39,10 @@ from beside import greeting
 @handler("hello")
 async def hello(job: Job) -> str:
     return greeting
+
+@handler("crunch", runs_in="process")
+def crunch(job: Job) -> str:
+    return f"{greeting} in {__name__}"
 
 @handler("leave", max_attempts=1)
 def leave(job: Job) -> None:
@@ -112,9 +119,10 @@ def ten_lines() -> tuple[str, str, str]:
     """What the README prints: the file, the command, and what to type in another terminal."""
     section = README.read_text().split("\n## Ten lines\n")[1].split("\n## ")[0]
     blocks = re.findall(r"```(python|sh)\n(.*?)```", section, re.DOTALL)
-    assert [language for language, _ in blocks] == ["python", "sh", "sh"]
-    code, command, enqueue = (text for _, text in blocks)
-    assert len(code.splitlines() + command.splitlines()) == 10
+    assert [language for language, _ in blocks] == ["sh", "python", "sh", "sh"]
+    install, code, command, enqueue = (text for _, text in blocks)
+    assert install == "pip install 'howdah[embedded]'\n"
+    assert len([line for _, text in blocks for line in text.splitlines() if line]) == 10
     return code, command, enqueue
 
 
@@ -153,11 +161,13 @@ def test_a_file_that_is_broken_is_told_with_its_line_and_mended_by_the_next_save
     beside.write_text("greeting = 'one'\n")
     file.write_text(textwrap.dedent(HANDLERS) + "if True\n")
     dev = start(f"howdah dev 'else where/my-jobs.py' --database-url {database.url}")
-    dev.said(r"error: my-jobs.py, line 13: expected ':': if True")
+    dev.said(r"error: my-jobs.py, line 17: expected ':': if True")
     dev.said("waits for the next save")
     file.write_text(textwrap.dedent(HANDLERS))
     dev.said("ready since")
     dev.said(rf'hello {dev.shell("howdah enqueue hello")} completed in \d+ ms "one"')
+
+    dev.said(rf'crunch {dev.shell("howdah enqueue crunch")} completed in .* "one in my-jobs"')
 
     # A syntax error leaves the worker alone, also in a module beside the file.
     beside.write_text("greeting = (\n")
@@ -228,10 +238,11 @@ def test_kill_9_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
     [((), "which file of handlers"), (("jobs.txt",), "must end in .py"), (("nowhere.py",), "does not exist")],
 )
 def test_a_file_that_cannot_be_run_is_refused_in_a_sentence(
-    tmp_path: Path, arguments: tuple[str, ...], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs.txt").touch()
-    done = howdah("dev", *arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
+    done = CliRunner().invoke(dev, arguments)
+    assert done.exit_code == 2
+    assert said in done.output
     assert not (tmp_path / ".howdah").exists()

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from support.eventually import eventually
 
 from howdah import Cancel, Discard, Job, Snooze, handler
-from howdah.errors import HandlersError, HowdahError
+from howdah.errors import HandlersError, HandlerTimeoutError, HowdahError
 from howdah.registry import registry
 from howdah.testing import assert_enqueued, assert_not_enqueued, run_job, run_until_empty, sync
 from howdah.testing.databases import url_of
@@ -44,6 +44,7 @@ class Order(BaseModel):
 @handler("kit.order", queue="orders", max_attempts=2)
 async def order(job: Job[Order]) -> Any:
     """Do what the number says."""
+    seen_signals.append({number: signal.getsignal(number) for number in SIGNALS})
     job.log.info("order taken", extra={"number": job.payload.number})
     await job.report({"percent": 50})
     await job.report({"percent": 100})
@@ -66,6 +67,8 @@ async def order(job: Job[Order]) -> Any:
     }
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
+seen_signals: list[dict[signal.Signals, Any]] = []
 _seen: set[int] = set()
 
 
@@ -138,7 +141,7 @@ async def test_every_way_in_which_an_attempt_can_end_is_told_apart() -> None:
     assert (await run_job(order, {"number": 4}, attempt=2)).outcome == "dead"
     late = await run_job(order, {"number": 5}, timeout=0.1, attempt=2)
     assert late.outcome == "dead"
-    assert "HandlerTimeoutError" in str(late.error)
+    assert isinstance(late.error, HandlerTimeoutError)
     refused = await run_job(order, {"number": "many"})
     assert refused.outcome == "dead"
     assert refused.discarded is None
@@ -199,13 +202,15 @@ async def test_a_worker_in_the_tests_own_loop_runs_everything_and_leaves_signals
     monkeypatch.setenv("HOWDAH_QUEUES", "elsewhere:1")
     monkeypatch.setenv("HOWDAH_HISTORY_DAYS", "0")
     monkeypatch.setattr("howdah.endpoint.Endpoint.open", None)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    seen_signals.clear()
     for number in (7, 2, 3):
         await enqueue(connection, "kit.order", {"number": number}, queue="orders")
     await enqueue(connection, "kit.thread", {}, queue="one that nobody named")
     other = await enqueue(connection, "kit.other", {})
     run = await run_until_empty(database, KIT)
-    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    assert seen_signals == [before] * 3
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
     assert sorted(job.state for job in run.ended) == ["cancelled", "completed", "completed", "dead"]
     [ordered] = [job for job in run.completed if job.kind == "kit.order"]
     assert ordered.result["loop"] == id(asyncio.get_running_loop())

@@ -9,7 +9,7 @@ import uvloop
 
 from howdah import logs
 from howdah.config import load_config
-from howdah.errors import ConfigError, HandlersError, SchemaError
+from howdah.errors import ConfigError, HandlersError, HowdahError, SchemaError
 from howdah.registry import load
 from howdah.service import Service
 
@@ -32,6 +32,9 @@ def main(file: str) -> int:
     except (ConfigError, HandlersError, SchemaError) as error:
         sys.stderr.write(f"howdah: {error}\n")
         return 78
+    except HowdahError as error:
+        sys.stderr.write(f"howdah: {error}\n")
+        return 1
     return 1 if report.failed else 0
 
 

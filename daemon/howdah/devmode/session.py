@@ -19,6 +19,7 @@ from howdah.devmode.screen import open_screen
 from howdah.devmode.sources import saves, syntax_error
 from howdah.devmode.worker import Worker
 from howdah.embedded import EmbeddedPostgres
+from howdah.errors import HowdahError, MigrationError
 from howdah.migrate import migrate
 
 if TYPE_CHECKING:
@@ -61,7 +62,14 @@ class Session:
 
     async def _live(self, url: str, record: Record) -> None:
         async with connected(url, name="dev migrate") as connection:
-            await migrate(connection)
+            try:
+                await migrate(connection)
+            except MigrationError as error:
+                if self._url is not None:
+                    raise
+                raise HowdahError(
+                    f"{error}\nThe jobs in {_shown(self._data_dir)} are another release's: delete it to begin anew"
+                ) from None
         record.write(url)
         self._say(self._say_first)
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
@@ -135,7 +143,8 @@ class Session:
                 self._trouble(self._worker.complaint or "the worker does not start", "waits for the next save")
             else:
                 said = f"exit code {code}" if code >= 0 else f"signal {-code}"
-                self._trouble(f"the worker died: {said}", "starts again")
+                why = self._worker.complaint
+                self._trouble(f"the worker died: {said}{f': {why}' if why else ''}", "starts again")
                 await asyncio.sleep(AGAIN)
                 self._begin([self._file])
         elif self._worker.id is not None and self._worker.id != self._reader.worker:

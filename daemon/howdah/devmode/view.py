@@ -151,7 +151,7 @@ def enqueue_lines(facts: Facts) -> list[str]:
         os.environ.get(name) for name in ("HOWDAH_DATABASE_URL", "DATABASE_URL", "HOWDAH_DATABASE_URL_FILE")
     )
     command = 'howdah enqueue --database-url "$(howdah dev --url)"' if elsewhere else "howdah enqueue"
-    return [f"{command} {kind} {_quoted(example(schema))}" for kind, schema in facts.kinds]
+    return [f"{command} {kind} {_quoted(example(schema))}".rstrip() for kind, schema in facts.kinds]
 
 
 def _quoted(payload: str) -> str:
