@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from support.daemon import clean_environment, howdah
 from support.eventually import eventually
 
-from howdah.devmode.command import dev
+from howdah.devmode import command as dev_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_run_is_refused_in_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs.txt").touch()
-    done = CliRunner().invoke(dev, arguments)
+    done = CliRunner().invoke(dev_command.dev, arguments)
     assert done.exit_code == 2
     assert said in done.output
     assert not (tmp_path / ".howdah").exists()
