@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 #: Seconds between two looks, and the share of the time that looking may take: it reads whole tables.
-INTERVAL, SHARE = 0.2, 20
+INTERVAL, SHARE = 0.25, 20
 #: How many live jobs and ended ones are kept.
 LIVE, ENDED = 50, 100
 #: A transaction may come into sight so much later than its clock says, in seconds.

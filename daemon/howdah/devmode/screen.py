@@ -34,6 +34,7 @@ class Picture:
 
     def __init__(self) -> None:
         self._console = Console()
+        self._drawn: tuple[object, ...] = ()
         self._live = Live(
             console=self._console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
@@ -49,9 +50,24 @@ class Picture:
     def say(self, text: str) -> None:
         """Say nothing: the picture has it."""
 
-    def show(self, session: Session, _logged: list[str], _ended: list[Row]) -> None:
-        """Draw."""
+    def show(self, session: Session, logged: list[str], ended: list[Row]) -> None:
+        """Draw, if there is anything new: a session that idles costs nothing."""
         width, height = self._console.size
+        facts = session.facts
+        now = (
+            width,
+            height,
+            session.phase,
+            session.problem,
+            facts.away,
+            facts.queues,
+            facts.live,
+            facts.kinds,
+            len(facts.ended),
+        )
+        if now == self._drawn and not logged and not ended:
+            return
+        self._drawn = now
         with suppress(OSError):
             self._live.update(render(session, width, height), refresh=True)
 
