@@ -215,7 +215,7 @@ def test_closing_the_terminal_ends_everything(tmp_path: Path) -> None:
         eventually(lambda: shows(b"howdah enqueue hello"), timeout=30)
         assert b"ready since" in seen
         os.close(terminal)
-        process.wait(20)
+        assert process.wait(20) == 0
         eventually(lambda: nobody_is_left(tmp_path), timeout=20)
     finally:
         process.kill()
