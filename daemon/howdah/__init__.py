@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from howdah.errors import DatabaseUnavailableError, HowdahError, RefusedError, UniqueKeyHeldError
 from howdah.version import __version__
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
         enqueue_payloads,
     )
     from howdah.error_reporters import on_error
+    from howdah.errors import DatabaseUnavailableError, HowdahError, RefusedError, UniqueKeyHeldError
     from howdah.job import Cancel, Discard, Job, Snooze
     from howdah.lifespans import lifespan
     from howdah.registry import handler
@@ -47,21 +47,26 @@ __all__ = [
     "on_error",
 ]
 
-# Where names live that are imported when first asked for; the others are the client's. The registry brings pydantic along and the
-# client asyncpg, and neither most commands nor a process handler's child need both.
+# Imported when first asked for: the client brings asyncpg along and the registry pydantic, and most commands, a process
+# handler's child and a test suite that only loads the plugin need neither.
 _HOMES = {
-    "Cancel": "howdah.job",
-    "Discard": "howdah.job",
-    "Job": "howdah.job",
-    "Snooze": "howdah.job",
-    "handler": "howdah.registry",
-    "lifespan": "howdah.lifespans",
-    "on_error": "howdah.error_reporters",
+    "Cancel": "job",
+    "DatabaseUnavailableError": "errors",
+    "Discard": "job",
+    "HowdahError": "errors",
+    "Job": "job",
+    "RefusedError": "errors",
+    "Snooze": "job",
+    "UniqueKeyHeldError": "errors",
+    "handler": "registry",
+    "lifespan": "lifespans",
+    "on_error": "error_reporters",
 }
 
 
 def __getattr__(name: str) -> Any:
+    """Load a name's module when the name is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module howdah has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES.get(name, "howdah.client")), name)
+    value = globals()[name] = getattr(import_module(f"howdah.{_HOMES.get(name, 'client')}"), name)
     return value

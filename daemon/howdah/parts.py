@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from howdah.acker import Acker
@@ -46,10 +47,13 @@ log = logging.getLogger("howdah.parts")
 class Parts:
     """One worker's parts. The main loop's are made at once, the lifeline's on its own loop when it starts."""
 
-    def __init__(self, config: Config, registry: Registry, *, on_failure: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, config: Config, registry: Registry, *, on_failure: Callable[[BaseException], None], guest: bool = False
+    ) -> None:
         if config.database_url is None:
             raise ConfigError("HOWDAH_DATABASE_URL", "is not set: where are the jobs?")
         self._config = config
+        self._guest = guest
         self._url: str = config.database_url
         self._loop = asyncio.get_running_loop()
         self._lines = {
@@ -146,7 +150,7 @@ class Parts:
             close=self._close_lifeline,
             vitals=self.vitals,
             notifier=self.notifier,
-            hang_timeout=config.hang_timeout,
+            hang_timeout=inf if guest else config.hang_timeout,
             on_failure=lambda error: self._tell(on_failure, error),
         )
 
@@ -208,7 +212,8 @@ class Parts:
             ttl=config.lease_ttl,
             hang_timeout=config.hang_timeout,
         )
-        await self.endpoint.open()
+        if not self._guest:
+            await self.endpoint.open()
         return [heartbeat.run, listener.run, self.endpoint.run]
 
     async def _close_lifeline(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 import typing
@@ -18,6 +17,7 @@ from howdah.backoff import backoff as default_backoff
 from howdah.errors import HandlersError, PayloadError
 from howdah.job import Job
 from howdah.masking import hider
+from howdah.modules import import_handlers
 
 F = TypeVar("F", bound=Callable[..., Any])
 RunsIn = Literal["async", "thread", "process"]
@@ -209,7 +209,7 @@ def handler(
 
 
 def load(modules: Sequence[str]) -> Registry:
-    """Import the handlers' modules, from the working directory too, and give the registry that they filled.
+    """Import the handlers' modules, by name (from the working directory, too) or by file, and give the registry that they filled.
 
     Raises HandlersError when a module is missing or fails, or when none of them declares a handler.
     """
@@ -217,18 +217,7 @@ def load(modules: Sequence[str]) -> Registry:
     if "" not in sys.path and here not in sys.path:
         sys.path.insert(0, here)
     for module in modules:
-        try:
-            importlib.import_module(module)
-        except HandlersError:
-            raise
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module + ".").startswith(error.name + "."):
-                raise HandlersError(
-                    f"there is no module {module!r} on the path or in {here}; set HOWDAH_HANDLERS"
-                ) from error
-            raise HandlersError(f"module {module!r} cannot be imported: {error}") from error
-        except Exception as error:
-            raise HandlersError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+        import_handlers(module)
     if not registry.kinds:
         raise HandlersError(f"no handler is declared in {', '.join(modules)}; decorate a function with @handler")
     return registry

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,10 +55,14 @@ class Report:
     processed: int
     dead: int
     failed: bool
+    error: BaseException | None = None
 
 
 class Service:
-    """One worker, from its first connection to its last word."""
+    """One worker, from its first connection to its last word.
+
+    A `guest` lives in somebody else's process, such as a test's: it takes no signals, opens no port and never ends the process.
+    """
 
     def __init__(
         self,
@@ -66,10 +71,12 @@ class Service:
         *,
         limits: Limits | None = None,
         reread: Callable[[], Config] | None = None,
+        guest: bool = False,
     ) -> None:
         self._config = config
         self._registry = registry
         self._limits = limits or Limits()
+        self._guest = guest
         self._reread = reread or (lambda: config)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -79,21 +86,21 @@ class Service:
 
     async def run(self) -> Report:
         """Live: work until told to stop, drain, leave. Raises SchemaError, ConfigError; the report says how it went."""
-        self._parts = Parts(self._config, self._registry, on_failure=self._fail)
+        self._parts = Parts(self._config, self._registry, on_failure=self._fail, guest=self._guest)
         self._built.set()
-        with OSSignals(self._signal_calls(), at_once=self._note_signal):
+        with nullcontext() if self._guest else OSSignals(self._signal_calls(), at_once=self._note_signal):
             try:
                 if await self._start():
                     await self._work()
             finally:
                 ended = await self._drain()
                 clean = await self._leave() and ended
-        if not clean:
+        if not clean and not self._guest:
             # A task that swallows its cancellation would hold up the loop's end for good.
             log.error("handlers do not end, leaving by force")
             logging.shutdown()
             os._exit(HUNG)
-        return Report(*self._parts.metrics.count_finished(), failed=self._failure is not None)
+        return Report(*self._parts.metrics.count_finished(), failed=self._failure is not None, error=self._failure)
 
     async def ready(self) -> None:
         """Wait until the worker has claimed for the first time."""
@@ -180,13 +187,13 @@ class Service:
                 self.stop("max seconds")
             elif limits.max_jobs is not None and self._parts.metrics.count_finished()[0] >= limits.max_jobs:
                 self.stop("max jobs")
-            elif limits.until_empty and await self._is_empty():
+            elif limits.until_empty and await self.is_empty():
                 self.stop("empty")
             if self._stop.is_set():
                 return
             await asyncio.sleep(LIMITS_INTERVAL)
 
-    async def _is_empty(self) -> bool:
+    async def is_empty(self) -> bool:
         """Tell whether nothing runs here and nothing is left that could, without waiting for a time to come."""
         parts = self._parts
         if parts.acker.backlog or any(slots.running or slots.hand for slots in parts.slots.values()):
@@ -293,6 +300,8 @@ class Service:
 
     def _set_deadlines(self, timeout: float) -> None:
         """Tell the lifeline when to end by force a drain of so many seconds; one that was told before may only get shorter."""
+        if self._guest:
+            return
         vitals, cancelled = self._parts.vitals, time.monotonic() + timeout + CANCEL_GRACE
         vitals.turn_by = min(vitals.turn_by or cancelled, cancelled)
         vitals.leave_by = vitals.turn_by + ACK_GRACE + REPORT_GRACE + LEAVE_GRACE + 3 * LAST_WORDS

@@ -73,7 +73,7 @@ class Store:
             [stretch.past for stretch in stretches],
             [stretch.upto for stretch in stretches],
         )
-        jobs = [_job(row, lease) for row in rows if row[0] is not None]
+        jobs = [job_of(row, lease) for row in rows if row[0] is not None]
         return Claim(jobs, rows[0]["newest"])
 
     async def claim_suspect(
@@ -83,7 +83,7 @@ class Store:
         rows = await self._line.fetch(SQL["claim_suspect"], worker, lease, kinds, queues)
         if not rows:
             return None
-        job = _job(rows[0], lease)
+        job = job_of(rows[0], lease)
         job.start_first = True
         return job
 
@@ -230,7 +230,8 @@ class Store:
         return bool((await self._line.fetch(SQL["idle"], queues, kinds))[0][0])
 
 
-def _job(row: Any, lease: int) -> Job[Any]:
+def job_of(row: Any, lease: int) -> Job[Any]:
+    """Make the job of a claimed row."""
     # By place, in the order of howdah.claim_ready: names would cost a dictionary look-up a field, on the hottest path.
     job: Job[Any] = Job()
     job.id = row[0]

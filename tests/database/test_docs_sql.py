@@ -24,17 +24,22 @@ async def test_every_sql_example_runs_in_order(connection: asyncpg.Connection) -
             if text:
                 said += await connection.fetch(text)
     assert await connection.fetchval("select kind from howdah.job_status where id = 9") == "summarize_course"
-    assert await connection.fetchval("select array_agg(id order by id) from howdah.job_status where id in (8, 9, 10, 11)") == [8, 9, 10, 11]
+    assert await connection.fetchval(
+        "select array_agg(id order by id) from howdah.job_status where id in (8, 9, 10, 11)"
+    ) == [8, 9, 10, 11]
     assert await connection.fetchval("select kind from howdah.job_status where id = 11") == "report_campaign"
     assert await connection.fetchval("select retried_from from howdah.job_status order by id desc limit 1") == 2
     assert any("Job 2 (send_mail) is scheduled" in str(row[0]) for row in said)
 
 
 @pytest.mark.parametrize(("function", "arguments"), CALLS)
-async def test_what_javascript_calls_by_name_is_there(connection: asyncpg.Connection, function: str, arguments: str) -> None:
+async def test_what_javascript_calls_by_name_is_there(
+    connection: asyncpg.Connection, function: str, arguments: str
+) -> None:
     given = re.findall(r"(?:^|, )(\w+): ", re.sub(r"\{[^{}]*\}|\[[^\]]*\]", "x", re.sub(r"\[\{.*\}\]", "x", arguments)))
     names = await connection.fetchval(
-        "select array_agg(proargnames) from pg_proc where pronamespace = 'howdah'::regnamespace and proname = $1", function
+        "select array_agg(proargnames) from pg_proc where pronamespace = 'howdah'::regnamespace and proname = $1",
+        function,
     )
     assert names is not None, f"there is no function howdah.{function}"
     assert len(names) == 1, "PostgREST cannot choose between functions of one name"

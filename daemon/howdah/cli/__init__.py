@@ -9,6 +9,7 @@ from howdah.cli.group import LazyGroup
 #: Command → its module, and what it does in a line. A command of a new module needs one line here.
 COMMANDS = {
     "run": ("howdah.cli.running", "Work: claim jobs and run their handlers, until SIGTERM."),
+    "dev": ("howdah.devmode.command", "Run one file of handlers on a database of its own, and again on every save."),
     "migrate": ("howdah.cli.schema", "Bring the database's schema up to date."),
     "register": ("howdah.cli.schema", "Tell the database of the handlers' kinds, without a daemon."),
     "check": ("howdah.cli.schema", "Check settings, handlers, database and schema."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
+import click
 
 from howdah.config import Config, load_config
 from howdah.database import CONNECT_TIMEOUT, connected
@@ -47,8 +48,15 @@ def with_connection(
 
 
 def database_url(config: Config) -> str:
-    """Give the address of the database. Raises ConfigError if there is none."""
+    """Give the address of the database: the one that is set, else that of `howdah dev` in this folder. Raises ConfigError."""
     if config.database_url is None:
+        from howdah.devmode.record import find_session  # noqa: PLC0415  # only where nothing is set
+
+        if (url := find_session(config.data_dir)) is not None:
+            click.echo(
+                "howdah: HOWDAH_DATABASE_URL is not set: using the database of howdah dev in this folder", err=True
+            )
+            return url
         raise ConfigError("HOWDAH_DATABASE_URL", "is not set: where are the jobs? Say postgresql://user@host/database")
     return config.database_url
 

@@ -1,4 +1,4 @@
-"""Start a program of PostgreSQL that ends when this process does, however that happens, `kill -9` included."""
+"""Start a program that ends when this process does, however that happens, `kill -9` included."""
 
 from __future__ import annotations
 
@@ -12,38 +12,55 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from howdah.embedded.identity import Identity
 
 _CHILD = str(Path(__file__).with_name("child.py"))
 
 
 class BoundProcess:
-    """A running program, bound to this process by the kernel's death signal or by a supervisor that watches a pipe."""
+    """A running program, bound to this process by the kernel's death signal or by a supervisor that watches a pipe.
 
-    def __init__(self, identity: Identity, command: list[str], *, log: Path, lock: int) -> None:
-        inherited = [lock]
+    It writes to the file `log`, inherits the descriptor `lock`, and has a clean environment and no folder of its own unless
+    they are given.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        log: Path,
+        identity: Identity | None = None,
+        lock: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        folder: str = "/",
+    ) -> None:
+        inherited = [lock] if lock is not None else []
+        ours = []
         lifeline = "-"
         self._lifeline: int | None = None
         if not kernel_reports_our_death():
             watched, self._lifeline = os.pipe()
-            inherited.append(watched)
+            ours.append(watched)
             lifeline = str(watched)
-        child = (sys.executable, "-I", "-S", _CHILD, str(os.getpid()), lifeline, identity.account)
+        prefix, account = (identity.prefix, identity.account) if identity is not None else ((), "-")
+        child = (sys.executable, "-I", "-S", _CHILD, str(os.getpid()), lifeline, account)
         try:
             with open(log, "ab", opener=_for_us_alone) as output:
                 self._process = subprocess.Popen(  # noqa: S603 - our own script and the binaries that were found
-                    (*identity.prefix, *child, *command),
+                    (*prefix, *child, *command),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    cwd="/",
-                    env=_environment(),
-                    pass_fds=inherited,
+                    cwd=folder,
+                    env=_environment() if environment is None else environment,
+                    pass_fds=[*inherited, *ours],
                     start_new_session=True,  # Ctrl-C in a terminal is for us: the server stops after us, not with us
                 )
         finally:
-            for ours in inherited[1:]:
-                os.close(ours)
+            for descriptor in ours:
+                os.close(descriptor)
 
     def is_running(self) -> bool:
         """Tell whether the program still runs."""

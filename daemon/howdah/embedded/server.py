@@ -139,7 +139,7 @@ class EmbeddedPostgres:
             options.append("--no-sync")
         log_start = self._log_size()
         initdb = [str(binaries / "initdb"), "-D", str(unfinished), *options]
-        self._process = BoundProcess(identity, initdb, log=self.log, lock=lock.descriptor)
+        self._process = BoundProcess(initdb, identity=identity, log=self.log, lock=lock.descriptor)
         code = self._process.wait()
         self._process = None
         if code != 0:
@@ -173,7 +173,7 @@ class EmbeddedPostgres:
             postgres = [str(binaries / "postgres"), "-D", str(self.cluster), *options]
             log_start = self._log_size()
             left_behind = self._status()
-            self._process = BoundProcess(identity, postgres, log=self.log, lock=lock.descriptor)
+            self._process = BoundProcess(postgres, identity=identity, log=self.log, lock=lock.descriptor)
             if self._becomes_ready(self._process, left_behind):
                 self._port = port
                 return
