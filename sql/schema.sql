@@ -271,14 +271,14 @@ select masked.payload || coalesce((
   where k.name = masked.kind and masked.payload ? s.field), '{}') $$;
 
 -- The reading interface over both halves of a job's life. Who may not read howdah.jobs sees payloads masked; a query that
--- does not name payload pays nothing for that.
+-- does not name payload pays nothing for that. Nothing volatile: that would keep a listing from its indexes.
 create view howdah.job_status as
 select j.id, j.queue, j.kind, j.state, j.subject, j.priority,
        case when (select has_table_privilege('howdah.jobs', 'select')) then j.payload else howdah.masked(j.kind, j.payload) end as payload,
        j.attempt, j.max_attempts, j.crashes,
        j.created_at, j.due_at, j.claimed_at, j.started_at, null::timestamptz as finished_at,
        greatest(j.created_at, j.claimed_at, j.started_at, j.progressed_at, (j.errors -> -1 ->> 'at')::timestamptz) as updated_at,
-       case when j.lease is not null then clock_timestamp() - j.started_at end as duration,
+       case when j.lease is not null then statement_timestamp() - j.started_at end as duration,
        j.progress, null::jsonb as result, j.errors -> -1 ->> 'message' as error, j.errors, j.leased_by as worker,
        null::text as cancelled_by, null::text as cancel_reason, j.retried_from, j.unique_key, j.headers
 from howdah.jobs j
@@ -299,19 +299,19 @@ from howdah.job_history h;
 --   JB005 unique_key held    JB006 not available yet    JB007 no such job, or not in that state    JB008 lost lease
 
 -- What is wrong with these arguments: {sqlstate, message, hint}, or null. A bare CASE, and stable as format() is, so that
--- it is inlined.
+-- it is inlined. A bounded repetition in a regular expression would cost forty times as much as length().
 create function howdah.argument_problem(kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
   max_attempts int, timeout interval, unique_key text, on_conflict text, subject text, depends_on bigint[], batch bigint,
   limits text[], fifo_key text, expires_at timestamptz, headers jsonb, on_failed_dependency text default 'cancel')
 returns text[] language sql stable parallel safe as $$
 select case
-  when kind is null or kind !~ '^[^[:cntrl:]]{1,100}$'
+  when kind is null or length(kind) not between 1 and 100 or kind ~ '[[:cntrl:]]'
     then array['JB002', format('kind is %L', left(kind, 100)), 'one to 100 characters, none of them a control character']
   when payload is null or jsonb_typeof(payload) <> 'object'
     then array['JB001', format('payload must be a JSON object, not %s', coalesce(jsonb_typeof(payload), 'null')), 'pass jsonb_build_object(…)']
   when octet_length(payload::text) > 1048576
     then array['JB001', format('payload has %s bytes, more than 1 MiB', octet_length(payload::text)), 'store the data elsewhere and pass its key']
-  when queue !~ '^[^[:cntrl:]]{1,100}$'
+  when length(queue) not between 1 and 100 or queue ~ '[[:cntrl:]]'
     then array['JB002', format('queue is %L', left(queue, 100)), 'one to 100 characters, none of them a control character']
   when priority not between 0 and 10
     then array['JB002', format('priority is %s', priority), '0 to 10; 10 is the most urgent']
@@ -396,14 +396,15 @@ select pg_notify('howdah', q.name) from (select distinct unnest(w.queues) as nam
 -- One job, in the caller's transaction. A live job (queued or running) with the same unique_key: `skip` gives its id and
 -- created = false; `replace` gives a queued one the new payload, time and priority, and leaves a running one alone;
 -- `error` raises. Null means the kind's registered default, then 3 attempts, queue default, priority 0.
--- Pinned, because the look for the earliest due job would read the whole table if statistics know of none.
+-- Pinned, because the look for the earliest due job would read the whole table if statistics know of none; and planned once,
+-- because the checks look so cheap with the arguments at hand that every call would plan them anew.
 create function howdah.enqueue(kind text, payload jsonb default '{}', queue text default null, priority int default null,
   run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
   unique_key text default null, on_conflict text default 'skip', subject text default null, depends_on bigint[] default null,
   batch bigint default null, limits text[] default null, fifo_key text default null, expires_at timestamptz default null,
   headers jsonb default null, on_failed_dependency text default 'cancel', out id bigint, out created boolean)
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
-set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   problem text[];
@@ -564,7 +565,7 @@ end $$;
 create function howdah.enqueue_coalesced(kind text, payload jsonb default '{}', key text default '', delay interval default '0',
   queue text default null, priority int default null, subject text default null)
 returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
-set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   problem text[];
@@ -934,6 +935,9 @@ declare
   oldest text := format('job_history_%s', to_char((clock_timestamp() at time zone 'UTC')::date - days, 'YYYYMMDD'));
   name   text;
 begin
+  if days is null or days < 1 then
+    perform howdah.refuse(array['JB002', format('days is %s', days), 'at least 1: today is being written']);
+  end if;
   for name in select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
               where i.inhparent = 'howdah.job_history'::regclass and c.relname < oldest collate "C" order by c.relname loop
     begin
@@ -978,7 +982,7 @@ $$;
 -- Live jobs by queue, kind and state.
 create function howdah.stats() returns table (queue text, kind text, state text, jobs bigint, oldest interval)
 language sql stable security definer set search_path = pg_catalog, howdah, pg_temp as $$
-select j.queue, j.kind, j.state, count(*), clock_timestamp() - min(j.ready_at) from howdah.jobs j group by 1, 2, 3 order by 1, 2, 3 $$;
+select j.queue, j.kind, j.state, count(*), greatest(clock_timestamp() - min(j.ready_at), interval '0') from howdah.jobs j group by 1, 2, 3 order by 1, 2, 3 $$;
 
 -- Who waits for the end of jobs: other jobs (depends_on), the job behind a batch, and programs that want to know.
 --
@@ -1194,7 +1198,7 @@ begin
   return seen;
 end $$;
 
--- Asks to be told of the end of a job within so many seconds, on channel howdah_control as `ended <id>`, and gives its state now.
+-- Asks to be told of the end of a job within so many seconds, at most an hour, on channel howdah_control as `ended <id>`, and gives its state now.
 -- Refused (JB007) for a job that is nowhere. The word may be lost: whoever waits looks now and then.
 create function howdah.watch(job_id bigint, waiter text, seconds float8 default 60) returns text
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
@@ -1202,7 +1206,7 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 declare
   state text;
 begin
-  insert into howdah.waiters as w (job_id, waiter, until) values (job_id, waiter, clock_timestamp() + seconds * interval '1 second')
+  insert into howdah.waiters as w (job_id, waiter, until) values (job_id, waiter, clock_timestamp() + least(seconds, 3600) * interval '1 second')
     on conflict on constraint waiters_pkey do update set until = excluded.until;
   -- A statement of its own: what ends after this look sees the row above.
   select s.state into state from howdah.job_status s where s.id = job_id;

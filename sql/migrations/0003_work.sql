@@ -340,6 +340,9 @@ declare
   oldest text := format('job_history_%s', to_char((clock_timestamp() at time zone 'UTC')::date - days, 'YYYYMMDD'));
   name   text;
 begin
+  if days is null or days < 1 then
+    perform howdah.refuse(array['JB002', format('days is %s', days), 'at least 1: today is being written']);
+  end if;
   for name in select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
               where i.inhparent = 'howdah.job_history'::regclass and c.relname < oldest collate "C" order by c.relname loop
     begin

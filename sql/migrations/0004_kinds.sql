@@ -26,4 +26,4 @@ $$;
 -- Live jobs by queue, kind and state.
 create function howdah.stats() returns table (queue text, kind text, state text, jobs bigint, oldest interval)
 language sql stable security definer set search_path = pg_catalog, howdah, pg_temp as $$
-select j.queue, j.kind, j.state, count(*), clock_timestamp() - min(j.ready_at) from howdah.jobs j group by 1, 2, 3 order by 1, 2, 3 $$;
+select j.queue, j.kind, j.state, count(*), greatest(clock_timestamp() - min(j.ready_at), interval '0') from howdah.jobs j group by 1, 2, 3 order by 1, 2, 3 $$;

@@ -212,7 +212,7 @@ begin
   return seen;
 end $$;
 
--- Asks to be told of the end of a job within so many seconds, on channel howdah_control as `ended <id>`, and gives its state now.
+-- Asks to be told of the end of a job within so many seconds, at most an hour, on channel howdah_control as `ended <id>`, and gives its state now.
 -- Refused (JB007) for a job that is nowhere. The word may be lost: whoever waits looks now and then.
 create function howdah.watch(job_id bigint, waiter text, seconds float8 default 60) returns text
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
@@ -220,7 +220,7 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 declare
   state text;
 begin
-  insert into howdah.waiters as w (job_id, waiter, until) values (job_id, waiter, clock_timestamp() + seconds * interval '1 second')
+  insert into howdah.waiters as w (job_id, waiter, until) values (job_id, waiter, clock_timestamp() + least(seconds, 3600) * interval '1 second')
     on conflict on constraint waiters_pkey do update set until = excluded.until;
   -- A statement of its own: what ends after this look sees the row above.
   select s.state into state from howdah.job_status s where s.id = job_id;
