@@ -30,7 +30,8 @@ class WorkerServices:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._making_steps = threading.Lock()
+        # A handler may ask from several threads at once.
+        self._one_by_one = threading.Lock()
 
     def report(self, job: Job[Any], progress: Any) -> None:
         """Keep a job's newest progress until the reporter takes it. From any thread: it is one assignment."""
@@ -38,7 +39,7 @@ class WorkerServices:
 
     def step(self, job: Job[Any], name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Do a step of a job; from another thread than the loop's it blocks that one."""
-        with self._making_steps:
+        with self._one_by_one:
             if job.steps is None:
                 job.steps = Steps(job, self._steps, self._loop)
         steps = cast("Steps", job.steps)
@@ -46,8 +47,10 @@ class WorkerServices:
         return run(name, function, arguments)
 
     def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
-        """Keep a job to be enqueued with the ack of this one. From any thread: it is one assignment."""
-        job.chained = [*(job.chained or ()), link(kind, payload, options)]
+        """Keep a job to be enqueued with the ack of this one. From any thread."""
+        asked = link(kind, payload, options)
+        with self._one_by_one:
+            job.chained = [*(job.chained or ()), asked]
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool."""
