@@ -21,8 +21,10 @@ from howdah.lifespans import Resources
 from howdah.metrics import Metrics
 from howdah.processes import Processes
 from howdah.registry import Registry
+from howdah.services import WorkerServices
 from howdah.store import Store, job_of
 from howdah.testing.choice import handler_of
+from howdah.transactions import Transactions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -167,7 +169,7 @@ class _Bench:
         self._executor = Executor(
             registry=registry,
             metrics=Metrics(),
-            put=lambda attempt, chain=None: self._ended.append((attempt, chain)),
+            put=lambda attempt, chain: self._ended.append((attempt, chain)),
             write_start=lambda _job: _yes(),
             services=self._services,
             transactions=Transactions(connection=self._lend, keep_history=True),
