@@ -5,7 +5,7 @@ An error carries its facts as attributes, and its message says what was found an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 
 class HowdahError(Exception):
     """Any failure that Howdah itself reports; catch this to catch them all."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a process hand one over whole: the constructors take facts, and would not take the message."""
+        return _revive, (type(self), self.args, vars(self))
+
+
+def _revive(kind: type[HowdahError], args: tuple[Any, ...], facts: dict[str, Any]) -> HowdahError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(facts)
+    return error
 
 
 class ConfigError(HowdahError):
@@ -83,15 +93,6 @@ class StepError(HowdahError):
     def __init__(self, step: str, problem: str) -> None:
         super().__init__(f"step {step!r}: {problem}")
         self.step = step
-        self.problem = problem
-
-
-class EnqueueError(HowdahError):
-    """The database refused a job that a handler had enqueued with its own. `sqlstate` and `problem` are the refusal."""
-
-    def __init__(self, sqlstate: str, problem: str, hint: str | None) -> None:
-        super().__init__(f"enqueue was refused: {problem}{f' ({hint})' if hint else ''}")
-        self.sqlstate = sqlstate
         self.problem = problem
 
 

@@ -5,40 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import threading
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import orjson
 
-from howdah.chaining import Chain, chain, link, refusal
+from howdah.chaining import Chain, chain, refusal
 from howdah.contexts import InContext
 from howdah.errors import HandlerTimeoutError, LeaseLostError, PayloadError
 from howdah.job import Attempt, Job, current_job, job_fields
-from howdah.jsontext import encode
 from howdah.outcomes import cancelled, failed, refused, released, returned
-from howdah.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from concurrent.futures import Future, ThreadPoolExecutor
-    from contextlib import AbstractAsyncContextManager
+
+    import asyncpg
 
     from howdah.error_reporters import ErrorReporters
+    from howdah.job import Services
     from howdah.metrics import Metrics
     from howdah.processes import Processes
     from howdah.registry import Handler, Registry
-    from howdah.store import Store
+    from howdah.transactions import Transactions
 
 log = logging.getLogger("howdah.executor")
 
 #: How often the timeouts are looked at, in seconds: a timer for every job would cost more than most jobs do.
 WATCH_INTERVAL = 0.1
-
-ENQUEUE = "select howdah.enqueue_many($1)"
-COMPLETE = "select howdah.complete($1, $2, $3, $4, $5)"
 
 
 class Executor:
@@ -50,29 +45,24 @@ class Executor:
         registry: Registry,
         metrics: Metrics,
         put: Callable[[Attempt, Chain | None], None],
-        steps: Store,
         write_start: Callable[[Job[Any]], Awaitable[bool]],
-        connection: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]],
+        services: Services,
+        transactions: Transactions,
         threads: ThreadPoolExecutor,
         processes: Processes,
         resources: Mapping[str, Any],
         errors: ErrorReporters,
-        keep_history: bool,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
         self._put = put
-        self._step_store = steps
-        self._loop = asyncio.get_running_loop()
-        self._home = threading.get_ident()
-        self._making_steps = threading.Lock()
         self._write_start = write_start
-        self._connection = connection
+        self._services = services
+        self._transactions = transactions
         self._threads = threads
         self._processes = processes
         self._resources = resources
         self._errors = errors
-        self._keep_history = keep_history
         #: The jobs whose handlers run now, by id; only they may be cancelled. Touched by the main loop alone.
         self.running: dict[int, Job[Any]] = {}
         self._some_run = asyncio.Event()
@@ -144,10 +134,6 @@ class Executor:
             job.abandoned = True
         return list(self.running.values())
 
-    def report(self, job: Job[Any], progress: Any) -> None:
-        """Keep a job's newest progress until somebody takes it. From any thread: it is one assignment."""
-        job.progress = encode(progress)
-
     def report_again(self, job: Job[Any]) -> None:
         """Have progress written again that could not be."""
         job.reported = None
@@ -159,23 +145,6 @@ class Executor:
         for job in fresh:
             job.reported = job.progress
         return fresh
-
-    def step(self, job: Job[Any], name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Do a step of a job; from another thread than the loop's it blocks that one."""
-        with self._making_steps:
-            if job.steps is None:
-                job.steps = Steps(job, self._step_store, self._loop)
-        steps = cast("Steps", job.steps)
-        run = steps.run if threading.get_ident() == self._home else steps.run_in_thread
-        return run(name, function, arguments)
-
-    def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
-        """Keep a job to be enqueued with the ack of this one. From any thread: it is one assignment."""
-        job.chained = [*(job.chained or ()), link(kind, payload, options)]
-
-    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        """Lend a connection of the handlers' pool."""
-        return self._connection()
 
     async def watch(self) -> None:
         """Cancel what runs past its timeout, for as long as the service lives."""
@@ -198,7 +167,7 @@ class Executor:
             return cancelled(job, "howdah", "it expired before it was started")
         job.headers = orjson.loads(job.raw_headers) if job.raw_headers is not None else {}
         job.resources = self._resources
-        job.services = self
+        job.services = self._services
         try:
             job.payload = handler.validate(job.raw_payload)
         except Exception as error:
@@ -214,7 +183,10 @@ class Executor:
         context.run(current_job.set, job)
         try:
             if handler.transaction:
-                outcome: Attempt | None = await InContext(self._in_transaction(job, handler), context)
+                call = self._transactions.call(
+                    job, handler, seal=self._seal, committed=lambda done: self._count(job, done)
+                )
+                outcome: Attempt | None = await InContext(call, context)
                 return outcome
             if handler.runs_in == "async":
                 value = await InContext(handler.function(job), context)
@@ -234,41 +206,9 @@ class Executor:
             # SystemExit, too: a handler that calls sys.exit() must not end the daemon.
             return self._failed(job, handler, error)
 
-    async def _in_transaction(self, job: Job[Any], handler: Handler) -> Attempt | None:
-        """Let the handler's writes and the completion commit together; any other outcome undoes the writes."""
-        async with self._connection() as connection:
-            transaction = connection.transaction()
-            await transaction.start()
-            try:
-                outcome = returned(job, handler, await handler.function(job, connection))
-                if outcome.outcome != "completed":
-                    await transaction.rollback()
-                    return outcome
-                # From here on nothing may cancel: half a commit is known to nobody.
-                self.running.pop(job.id, None)
-                if job.chained:
-                    await self._enqueue_in(connection, job.chained)
-                if not self._keep_history:
-                    await connection.execute("select set_config('howdah.keep_history', 'off', true)")
-                await connection.fetchval(
-                    COMPLETE, job.id, job.lease, outcome.result, monotonic() - job.started, job.progress
-                )
-            except BaseException as error:
-                if not connection.is_closed():
-                    await transaction.rollback()
-                if isinstance(error, asyncpg.PostgresError) and error.sqlstate == "JB008":
-                    raise LeaseLostError(job.id, job.lease) from None
-                raise
-            # A commit whose answer is lost fails the attempt; its ack then finds this lease in the history, or does not.
-            await transaction.commit()
-        self._count(job, outcome)
-        return None
-
-    async def _enqueue_in(self, connection: asyncpg.Connection, links: list[bytes]) -> None:
-        try:
-            await connection.execute(ENQUEUE, chain(links))
-        except asyncpg.PostgresError as error:
-            raise refusal(error) from None
+    def _seal(self, job: Job[Any]) -> None:
+        """Let nobody cancel a job any more: that is done to what runs."""
+        self.running.pop(job.id, None)
 
     def _is_in_thread(self, job: Job[Any]) -> bool:
         handler = self._registry.get(job.kind)

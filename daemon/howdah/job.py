@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, Unpack
 
 if TYPE_CHECKING:
     import asyncio
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     import asyncpg
+
+    from howdah.newjob import JobOptions
 
 P = TypeVar("P")
 
@@ -210,11 +212,11 @@ class Job(Generic[P]):
         """
         return self.services.step(self, name, function, arguments)
 
-    def enqueue(self, kind: str, payload: Any = None, **options: Any) -> Awaitable[None]:
+    def enqueue(self, kind: str, payload: Any = None, **options: Unpack[JobOptions]) -> Awaitable[None]:
         """Have another job enqueued in the same commit in which this one completes. Plain handlers just call it.
 
         It is enqueued if the handler returns, also Snooze, Discard or Cancel, and dropped if the attempt fails, is given back or
-        has lost its lease. A job that the database refuses fails the attempt.
+        has lost its lease. Raises RefusedError for what is wrong by itself; a job that the database refuses fails the attempt with it.
 
         Args:
             kind: what kind of job.

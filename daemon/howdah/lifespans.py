@@ -99,7 +99,7 @@ class Lifespans:
         """Watch over them until cancelled. Raises LifespanError when one ends out of turn."""
         if self._task is not None:
             await asyncio.wait({self._task})
-            raise LifespanError("lifespans", "ended out of turn")
+            raise LifespanError(", ".join(self._lifespans), "ended out of turn")
         await asyncio.Event().wait()
 
     async def leave(self) -> bool | None:

@@ -27,10 +27,12 @@ from howdah.outcomes import released
 from howdah.pool import HandlerPool
 from howdah.processes import Processes
 from howdah.reporter import Reporter
+from howdah.services import WorkerServices
 from howdah.slots import Cap, QueueSlots, RunTimes
 from howdah.standing import Standing
 from howdah.store import Store
 from howdah.systemd import Notifier
+from howdah.transactions import Transactions
 from howdah.vitals import Vitals
 
 if TYPE_CHECKING:
@@ -84,14 +86,13 @@ class Parts:
             registry=registry,
             metrics=self.metrics,
             put=self.put,
-            steps=Store(self._lines["step"]),
             write_start=lambda job: self.reporter.write_start(job),
-            connection=self._pool.lend,
+            services=WorkerServices(steps=Store(self._lines["step"]), connection=self._pool.lend),
+            transactions=Transactions(connection=self._pool.lend, keep_history=config.history_days > 0),
             threads=self._threads,
             processes=self._processes,
             resources=self.lifespans.resources,
             errors=self.errors,
-            keep_history=config.history_days > 0,
         )
         self.reporter = Reporter(store=self.store, executor=self.executor)
         run_times = RunTimes()

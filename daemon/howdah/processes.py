@@ -150,12 +150,12 @@ class _ChildServices:
 
     def __init__(self, progress: str) -> None:
         self._progress = Path(progress)
-        self._writing = threading.Lock()
+        self._one_by_one = threading.Lock()
 
     def report(self, job: Job[Any], progress: Any) -> None:
         """Leave the newest progress for the daemon to find."""
         text = encode(progress)
-        with self._writing:
+        with self._one_by_one:
             draft = self._progress.with_suffix(".draft")
             try:
                 draft.write_bytes(text)
@@ -169,7 +169,9 @@ class _ChildServices:
 
     def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
         """Keep a job, to be enqueued when the daemon acks this one."""
-        job.chained = [*(job.chained or ()), link(kind, payload, options)]
+        asked = link(kind, payload, options)
+        with self._one_by_one:
+            job.chained = [*(job.chained or ()), asked]
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Refuse: the pool is the daemon's."""

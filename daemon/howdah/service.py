@@ -287,7 +287,7 @@ class Service:
         await self._parts.errors.settled(REPORT_GRACE)
         left = await self._parts.lifespans.leave()
         if not left:
-            self._failure = self._failure or LifespanError("lifespans", "could not be left")
+            self._failure = self._failure or LifespanError(", ".join(self._registry.lifespans), "could not be left")
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

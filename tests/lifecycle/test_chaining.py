@@ -137,7 +137,7 @@ async def test_in_a_transaction_the_jobs_commit_with_the_handlers_writes(
     await aeventually(lambda: state_is(connection, snoozed, "scheduled"))
     assert (await end_of(connection, failed))["state"] == "dead"
     ended = await end_of(connection, refused)
-    assert (ended["state"], ended["errors"][0]["type"]) == ("dead", "EnqueueError")
+    assert (ended["state"], ended["errors"][0]["type"]) == ("dead", "RefusedError")
     assert "kind" in ended["error"]
     counts = {job: len(await children(connection, job)) for job in (done, snoozed, failed, refused)}
     assert counts == {done: 1, snoozed: 1, failed: 0, refused: 0}
@@ -147,9 +147,9 @@ async def test_in_a_transaction_the_jobs_commit_with_the_handlers_writes(
 @pytest.mark.parametrize(
     ("options", "error", "problem"),
     [
-        ({"priority": 99}, "EnqueueError", "priority"),
-        ({"queeu": "mail"}, "TypeError", "enqueue has no option 'queeu'"),
-        ({"run_at": "whenever"}, "EnqueueError", "run_at"),
+        ({"priority": 99}, "RefusedError", "priority"),
+        ({"queeu": "mail"}, "RefusedError", "there is no argument queeu"),
+        ({"run_at": "whenever"}, "RefusedError", "run_at"),
     ],
 )
 async def test_jobs_that_are_refused_fail_the_attempt_with_the_reason_and_none_is_enqueued(

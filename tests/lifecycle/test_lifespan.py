@@ -241,7 +241,7 @@ async def work(job: Job) -> None: pass
     (worker.folder / "enough").touch()
     assert await worker.wait() == 1
     assert "the line is cut" in worker.output()
-    assert worker.log_events("stopping: lifespan lifespans ended out of turn")
+    assert worker.log_events("stopping: lifespan group ended out of turn")
 
 
 async def test_a_worker_that_is_told_to_stop_while_a_lifespan_is_entered_leaves_at_once(

@@ -21,8 +21,10 @@ from howdah.lifespans import Resources
 from howdah.metrics import Metrics
 from howdah.processes import Processes
 from howdah.registry import Registry
+from howdah.services import WorkerServices
 from howdah.store import Store, job_of
 from howdah.testing.choice import handler_of
+from howdah.transactions import Transactions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -163,18 +165,18 @@ class _Bench:
         resources.add("run_job", given)
         registry = Registry()
         registry.add(_untied(handler, connection))
-        self._executor = _Reporting(
+        self._services = _Reporting(steps=self._steps, connection=self._lend)
+        self._executor = Executor(
             registry=registry,
             metrics=Metrics(),
-            put=lambda attempt, chain=None: self._ended.append((attempt, chain)),
-            steps=self._steps,
+            put=lambda attempt, chain: self._ended.append((attempt, chain)),
             write_start=lambda _job: _yes(),
-            connection=self._lend,
+            services=self._services,
+            transactions=Transactions(connection=self._lend, keep_history=True),
             threads=self._threads,
             processes=self._processes,
             resources=resources,
             errors=self._errors,
-            keep_history=True,
         )
 
     async def run(self, job: Job[Any]) -> tuple[Attempt, Chain | None]:
@@ -201,7 +203,7 @@ class _Bench:
             error=self._errors.error if ended.outcome in {"retried", "dead"} else None,
             reason=reason,
             delay=timedelta(seconds=ended.delay) if ended.delay is not None else None,
-            reports=self._executor.reports,
+            reports=self._services.reports,
             enqueued=orjson.loads(chain.jobs) if chain is not None else [],
             steps=self._steps.results(),
             logs=logs,
@@ -253,7 +255,7 @@ class _Steps(Store):
         return {name: orjson.loads(result) for name, result in self._kept.items()}
 
 
-class _Reporting(Executor):
+class _Reporting(WorkerServices):
     """Keeps every report, not only the newest."""
 
     def __init__(self, **parts: Any) -> None:

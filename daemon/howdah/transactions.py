@@ -1,0 +1,74 @@
+"""Handlers whose writes, jobs and completion are one commit."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from howdah.chaining import chain, refusal
+from howdah.errors import LeaseLostError
+from howdah.outcomes import returned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from howdah.job import Attempt, Job
+    from howdah.registry import Handler
+
+ENQUEUE = "select howdah.enqueue_many($1)"
+COMPLETE = "select howdah.complete($1, $2, $3, $4, $5)"
+
+
+class Transactions:
+    """Calls handlers with a connection of the pool, in a transaction."""
+
+    def __init__(
+        self, *, connection: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]], keep_history: bool
+    ) -> None:
+        self._connection = connection
+        self._keep_history = keep_history
+
+    async def call(
+        self, job: Job[Any], handler: Handler, *, seal: Callable[[Job[Any]], None], committed: Callable[[Attempt], None]
+    ) -> Attempt | None:
+        """Let the handler's writes and the completion commit together; any other outcome undoes the writes, and is given.
+
+        `seal` is called when nothing may cancel the job any more, for half a commit is known to nobody.
+        """
+        async with self._connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                outcome = returned(job, handler, await handler.function(job, connection))
+                if outcome.outcome != "completed":
+                    await transaction.rollback()
+                    return outcome
+                if job.chained:
+                    # Not sealed yet: a unique key may be held by somebody's open transaction for longer than the timeout.
+                    await _enqueue(connection, job.chained)
+                seal(job)
+                if not self._keep_history:
+                    await connection.execute("select set_config('howdah.keep_history', 'off', true)")
+                await connection.fetchval(
+                    COMPLETE, job.id, job.lease, outcome.result, monotonic() - job.started, job.progress
+                )
+            except BaseException as error:
+                if not connection.is_closed():
+                    await transaction.rollback()
+                if isinstance(error, asyncpg.PostgresError) and error.sqlstate == "JB008":
+                    raise LeaseLostError(job.id, job.lease) from None
+                raise
+            # A commit whose answer is lost fails the attempt; its ack then finds this lease in the history, or does not.
+            await transaction.commit()
+        committed(outcome)
+        return None
+
+
+async def _enqueue(connection: asyncpg.Connection, links: list[bytes]) -> None:
+    try:
+        await connection.execute(ENQUEUE, chain(links))
+    except asyncpg.PostgresError as error:
+        raise refusal(error) from None
