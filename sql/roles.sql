@@ -54,6 +54,7 @@ declare
       ack_with              .         X       .       .
       ack_fate              .         X       .       .
       with_error            .         X       .       .
+      without_secrets       .         X       .       .
       keep_step             .         X       .       .
       apply_signals         .         X       .       .
       bury_cancelled        .         X       .       .

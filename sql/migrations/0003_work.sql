@@ -81,6 +81,10 @@ select case when error is null then errors
   else (case when jsonb_array_length(errors) >= 10 then errors - 0 else coalesce(errors, '[]') end)
     || jsonb_build_array(error || jsonb_build_object('attempt', attempt, 'at', at)) end $$;
 
+-- A payload without what its kind declares secret: what history keeps of jobs that nobody has to run again.
+create function howdah.without_secrets(kind text, payload jsonb) returns jsonb language sql stable as $$
+select coalesce((select without_secrets.payload - k.secret from howdah.kinds k where k.name = without_secrets.kind), without_secrets.payload) $$;
+
 -- Writes what came of attempts, all fenced by (id, lease), and returns the ids that it wrote. The others are busy
 -- (somebody holds the row this moment), repeated or lost: howdah.ack_fate tells. It never waits: an ack that waits for a
 -- row that a user's open transaction holds would hold up all the others.
@@ -89,13 +93,15 @@ select case when error is null then errors
 --   released                     gives it back unharmed: attempt not counted, still a suspect if it was one
 --   rescued, crashed             the same after its worker died: as a suspect; or dead, one crash more
 -- ages[i] is how many seconds ago the handler started, runs[i] how long it ran; null: it never started. progresses[i], if any, is the
--- last one. With keep false no history is kept.
+-- last one. With keep false no history is kept. Payload fields that are declared secret go when the job completes or is cancelled; a dead
+-- one keeps them, so that it can be retried.
 create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], results jsonb[], errors jsonb[], delays float8[], ages float8[], runs float8[],
   progresses jsonb[], keep boolean)
 returns setof bigint language plpgsql as $$
 #variable_conflict use_column
 declare
   moment  timestamptz := clock_timestamp();
+  secrets boolean := exists (select from howdah.kinds k where k.secret <> '{}');
   written bigint[];
   ended   bigint[];
   states  text[];
@@ -120,7 +126,9 @@ begin
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
       cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
-    select g.id, g.queue, g.kind, g.payload, g.priority, g.attempt, g.max_attempts, g.crashes + (g.outcome = 'crashed')::int,
+    select g.id, g.queue, g.kind,
+      case when secrets and g.outcome in ('completed', 'cancelled') then howdah.without_secrets(g.kind, g.payload) else g.payload end,
+      g.priority, g.attempt, g.max_attempts, g.crashes + (g.outcome = 'crashed')::int,
       case when g.outcome <> 'crashed' then g.lease end, g.leased_by,
       case g.outcome when 'crashed' then 'dead' else g.outcome end, g.result,
       howdah.with_error(g.errors, case when g.outcome <> 'cancelled' then g.error end, g.attempt, moment), coalesce(g.last_progress, g.progress),

@@ -6,7 +6,7 @@ create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) ret
 delete from howdah.dependencies d where d.job_id = job.id;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
-values (job.id, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
+values (job.id, job.queue, job.kind, howdah.without_secrets(job.kind, job.payload), job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
   job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.retried_from, job.timeout,
   job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at));
 select true $$;

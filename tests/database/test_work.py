@@ -1116,3 +1116,35 @@ async def suspect(connection: asyncpg.Connection, crashes: int = 0) -> int:
     job_id = await enqueue(connection)
     await connection.execute("update howdah.jobs set suspect = true, crashes = $2 where id = $1", job_id, crashes)
     return job_id
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [
+        (completed, {"email": "ada"}),
+        (lambda job: cancelled(job, "ada", "no"), {"email": "ada"}),
+        (dead, {"email": "ada", "password": "pw"}),
+        ("queued", {"email": "ada"}),
+        ("others", {"email": "ada", "password": "pw"}),
+    ],
+)
+async def test_what_is_secret_goes_with_the_job_unless_it_may_be_retried(
+    connection: asyncpg.Connection, how: Any, kept: dict[str, str]
+) -> None:
+    await register(connection, {"name": "work", "secret": ["password", "pin"]}, {"name": "plain"})
+    kind = "plain" if how == "others" else "work"
+    job_id = await enqueue(connection, kind, {"email": "ada", "password": "pw"})
+    if how == "queued":
+        await connection.execute("select howdah.cancel($1)", job_id)
+    else:
+        [job] = await claim(connection, kinds=["work", "plain"])
+        await ack(connection, completed(job) if how == "others" else how(job))
+    row = await ended(connection, job_id)
+    assert row is not None
+    assert row["payload"] == kept
+    if how is dead:
+        again = await connection.fetchval("select howdah.retry($1)", job_id)
+        assert (await live(connection, again))["payload"]["password"] == "pw"

@@ -46,6 +46,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "worker_beat": WORKER,
     "ack_with": WORKER,
     "keep_step": WORKER,
+    "without_secrets": WORKER,
     "note_ended": WORKER,
     "somebody_waits": WORKER,
     "resolve": WORKER,
