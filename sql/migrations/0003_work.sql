@@ -340,7 +340,7 @@ begin
   return ahead + 1;
 end $$;
 
--- Drops the days of history that are older than `days`, with the steps of jobs that ended before, and tells which. Detach, then drop: dropping an attached
+-- Drops the days of history that are older than `days` (1 or more), with the steps of jobs that ended before, and tells which. Detach, then drop: dropping an attached
 -- partition would hold the parent's lock while the files go.
 create function howdah.drop_partitions(days int) returns setof text
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set lock_timeout = '200ms' as $$
@@ -348,7 +348,7 @@ declare
   oldest text := format('job_history_%s', to_char((clock_timestamp() at time zone 'UTC')::date - days, 'YYYYMMDD'));
   name   text;
 begin
-  if days is null or days < 1 then
+  if days < 1 then
     perform howdah.refuse(array['JB002', format('days is %s', days), 'at least 1: today is being written']);
   end if;
   for name in select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
