@@ -15,7 +15,7 @@ import click
     "--url", "tell_url", is_flag=True, help="Print the address of the database of the session in this folder."
 )
 def dev(*, file: Path | None, database_url: str | None, tell_url: bool) -> None:
-    r"""Run a file of handlers on a database of its own, and again whenever it is saved.
+    """Run a file of handlers on a database of its own, and again whenever it is saved.
 
     \b
     howdah dev jobs.py
