@@ -40,7 +40,7 @@ ENDS = [pytest.param(completed, id="completed"), pytest.param(dead, id="dead")]
 
 
 async def settle(connection: asyncpg.Connection) -> int:
-    return int(await connection.fetchval("select howdah.settle()"))
+    return int(await connection.fetchval("select seen from howdah.settle()"))
 
 
 async def create_batch(connection: asyncpg.Connection, kind: str = "work") -> int:
