@@ -233,7 +233,8 @@ begin
   end if;
   with late as materialized (
     select d.ctid as at, d.depends_on, exists (select from howdah.jobs j where j.id = d.depends_on) as lives from howdah.dependencies d
-    where d.outcome is null and not exists (select from howdah.jobs j where j.id = d.depends_on and (j.xmax = 0 or j.xmax = j.xmin))
+    where d.outcome is null and not exists (           -- who has joined a batch leaves a mark on its job, which waits
+      select from howdah.jobs j where j.id = d.depends_on and (j.xmax = 0 or j.xmax = j.xmin or j.due_at = 'infinity'))
     limit settle.count for update skip locked),
   marked as (
     update howdah.dependencies d set outcome = coalesce((select h.state from howdah.job_history h where h.id = l.depends_on limit 1), 'completed')
