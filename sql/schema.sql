@@ -1124,7 +1124,7 @@ begin
   end if;
 
   if acts then
-    passed := passed or cardinality(waiting) > 1000 or howdah.resolve(waiting[:1000]) <> '{}';
+    passed := howdah.resolve(waiting[:1000]) <> '{}' or cardinality(waiting) > 1000 or passed;
     foreach batch in array coalesce(groups, '{}') loop
       passed := not howdah.end_batch(batch) or passed;
     end loop;
