@@ -76,14 +76,23 @@ async def a_good_wait(connection: asyncpg.Connection) -> Checker:
         first, second = await enqueue(connection), await enqueue(connection, priority=1)
         batch = await connection.fetchval("select howdah.create_batch('work')")
         await connection.execute("update howdah.jobs set batch = $1 where id = any ($2)", batch, [first, second])
-        await connection.execute("update audit set row = row || jsonb_build_object('batch', $1::bigint) where job_id = any ($2)", batch, [first, second])
+        await connection.execute(
+            "update audit set row = row || jsonb_build_object('batch', $1::bigint) where job_id = any ($2)",
+            batch,
+            [first, second],
+        )
         await enqueue(connection, depends_on=[first])
         await enqueue(connection, depends_on=[second], on_failed_dependency="run")
         await enqueue(connection, depends_on=[second])
     while jobs := await claim(connection, worker):
         for job in jobs:
             for event in ("start", "end"):
-                await connection.execute("insert into journal (job_id, lease, attempt, worker, event) values ($1, $2, 1, 'x', $3)", job.id, job.lease, event)
+                await connection.execute(
+                    "insert into journal (job_id, lease, attempt, worker, event) values ($1, $2, 1, 'x', $3)",
+                    job.id,
+                    job.lease,
+                    event,
+                )
             await ack(connection, dead(job) if job.id == second else completed(job))
     return checker
 
@@ -110,7 +119,9 @@ async def test_a_good_wait_passes(connection: asyncpg.Connection) -> None:
 )  # fmt: skip
 async def test_a_broken_wait_is_named(connection: asyncpg.Connection, fault: str, promise: str) -> None:
     checker = await a_good_wait(connection)
-    await connection.execute("alter table audit alter column seq drop identity if exists; create sequence s start 500; alter table audit alter column seq set default nextval('s')")
+    await connection.execute(
+        "alter table audit alter column seq drop identity if exists; create sequence s start 500; alter table audit alter column seq set default nextval('s')"
+    )
     await connection.execute(fault)
     with pytest.raises(AssertionError, match="broken promises") as caught:
         await checker.check()

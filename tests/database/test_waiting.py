@@ -270,7 +270,7 @@ async def test_no_ack_waits_for_the_open_cancellation_of_another_dependency(
 
 @pytest.mark.parametrize("keep", [True, False])
 async def test_a_job_for_which_thousands_wait_is_acked_at_once_and_all_of_them_are_told(
-    connection: asyncpg.Connection, keep: bool
+    connection: asyncpg.Connection, keep: Any
 ) -> None:
     first, second = await enqueue(connection), await enqueue(connection)
     needs = [{"kind": "work", "depends_on": [job]} for job in (first, second) for _ in range(1100)]

@@ -211,7 +211,9 @@ class Waiting(RuleBasedStateMachine):
         named = {"batch": batch, "depends_on": list(depends) or None, "unique_key": key, "subject": subject}
         given |= {name: value for name, value in named.items() if value is not None}
         if many:
-            call = self.first(enqueue_many(self.connection, {"kind": "work", **given} | ({"delay": "1 h"} if later else {})))
+            call = self.first(
+                enqueue_many(self.connection, {"kind": "work", **given} | ({"delay": "1 h"} if later else {}))
+            )
         else:
             call = enqueued(self.connection, "work", **given, **({"delay": timedelta(hours=1)} if later else {}))
         holder = next((job for job in self.live() if key is not None and job.key == key), None)

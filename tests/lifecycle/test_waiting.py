@@ -152,3 +152,13 @@ async def test_a_deaf_worker_lets_go_what_waits_within_a_second_or_so(
         # What no ack could let go: it had ended before.
         batch = await connection.fetchval("select howdah.create_batch('deaf')")
         assert (await end_of(connection, batch, timeout=2.5))["state"] == "completed"
+
+
+async def test_a_chain_goes_on_without_waiting_for_polls(daemon: StartDaemon, connection: asyncpg.Connection) -> None:
+    """What is let go has an old id: it lies behind the marks of the worker that it wakes."""
+    await daemon(poll_interval=NEVER)
+    async with connection.transaction():
+        last = await enqueue(connection)
+        for _ in range(15):
+            last = await enqueue(connection, depends_on=[last])
+    assert (await end_of(connection, last, timeout=NEVER / 3))["state"] == "completed"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: What the checker's audit needs besides, to know who was to wait for what.
 AUDIT = """
-create function public.write_waiting() returns trigger language plpgsql as $$
+create function public.write_waiting() returns trigger language plpgsql security definer as $$
 begin
   insert into public.audit (event, job_id, row)
   values (case tg_table_name when 'batches' then 'opened' else 'depends' end,
