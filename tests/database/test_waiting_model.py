@@ -433,7 +433,7 @@ def test_whatever_happens_who_waits_and_for_what_follows_the_model() -> None:
             run_state_machine_as_test(
                 Waiting,
                 settings=settings(
-                    max_examples=40,
+                    max_examples=25,
                     stateful_step_count=40,
                     deadline=None,
                     derandomize=True,
