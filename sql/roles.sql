@@ -59,7 +59,7 @@ declare
       apply_signals         .         X       .       .
       bury_cancelled        .         X       .       .
       note_ended            .         X       .       .
-      somebody_waits        .         X       .       .
+      enqueue_unless_held   .         X       .       .
       resolve               .         X       .       .
       end_batch             .         X       .       .
       settle                .         X       .       .

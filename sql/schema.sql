@@ -222,6 +222,7 @@ create table howdah.dependencies (
   primary key (job_id, depends_on)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 create index dependencies_on on howdah.dependencies (depends_on);
+create index dependencies_known on howdah.dependencies (job_id) where outcome is not null;     -- what howdah.settle has to act on
 
 -- The open batches: groups of jobs with one job behind them, which waits until all have ended. A batch is named by the id
 -- of that job. The row goes when that job is let loose.
@@ -747,7 +748,7 @@ begin
     into written, ended, states, batches
   from (select g.id, true, case g.outcome when 'crashed' then 'dead' else g.outcome end, g.batch from gone g
         union all select b.id, false, null, null from back b) e(id, ended, state, batch);
-  if ended is not null and howdah.somebody_waits() then
+  if ended is not null then
     perform howdah.note_ended(ended, states, batches, true);
   end if;
   return query select unnest(written);
@@ -997,10 +998,9 @@ select j.queue, j.kind, j.state, count(*), greatest(clock_timestamp() - min(j.re
 -- Every end of a job is told to howdah.note_ended in the transaction that ends it, and that is the fast way. It never waits for
 -- a row, so it may have to pass something over; and a dependent whose transaction commits after the job has ended is seen by
 -- nobody. Both are found by howdah.settle, which compares what waits with what lives: correct by itself, only later.
-
--- Whether anything could be waiting: what an ack asks before it tells of ends, so that plain jobs pay one look a batch.
-create function howdah.somebody_waits() returns boolean language sql stable as $$
-select exists (select from howdah.dependencies) or exists (select from howdah.batches) or exists (select from howdah.waiters) $$;
+--
+-- `xmax = 0 or xmax = xmin` tells of a live job, without locking it, that nobody else was ending it when it was read: whoever ends it
+-- locks it later, and looks later. (A claim locks what it then writes: its number stands in both.) Of any other nobody can know.
 
 -- Lets a job wait for those of `depends_on` that have not completed, and tells whether there are any. Refused (JB007) for a
 -- job that is nowhere: an id from a transaction that has not committed, or one whose history is gone.
@@ -1008,7 +1008,20 @@ create function howdah.depend(job_id bigint, depends_on bigint[], required boole
 #variable_conflict use_variable
 declare
   missing bigint;
+  batch   bigint := (select j.batch from howdah.jobs j where j.id = depend.job_id);
 begin
+  -- A member that waits for its own batch would wait for ever. Other members were looked at when they came.
+  if batch is not null and exists (
+      with recursive ahead(id) as (
+        select w.id from unnest(depends_on) w(id) where not exists (select from howdah.jobs j where j.id = w.id and j.batch = batch)
+        union
+        select n.id from ahead a cross join lateral (
+          select d.depends_on as id from howdah.dependencies d where d.job_id = a.id
+          union all select m.id from howdah.jobs m where m.batch = a.id and m.due_at = 'infinity') n
+        where not exists (select from howdah.jobs j where j.id = n.id and j.batch = batch))
+      select from (select a.id from ahead a limit 10000) a where a.id = batch) then
+    perform howdah.refuse(array['JB002', format('depends_on: it would wait for the end of batch %s, of which it is to be a part', batch), 'leave one of them out']);
+  end if;
   with wanted as (
     select distinct w.id from unnest(depends_on) w(id)),
   found as materialized (
@@ -1062,55 +1075,68 @@ end $$;
 
 -- Tells of jobs that ended in this transaction: programs that wait for them, jobs that depend on them, batches that they belong
 -- to. states[i] is completed, dead or cancelled. Never waits for a row. `brief`: this transaction ends at once, so it may hold what
--- waits; one that stays open must not, or nobody could join a batch meanwhile: it leaves the rest to howdah.settle.
--- Pinned: the tables are mostly empty when their statistics are taken.
+-- waits; one that stays open must not, or nobody could join a batch meanwhile: it leaves the rest to howdah.settle. So does one
+-- with an old snapshot, which cannot see who has joined, and so does the end of a job for which very many wait.
+-- What nobody waits for pays a look into each index. Pinned: the tables are mostly empty when their statistics are taken.
 create function howdah.note_ended(ids bigint[], states text[], batches bigint[], brief boolean) returns void language plpgsql
 set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
+  acts    boolean := brief and current_setting('transaction_isolation') = 'read committed';
+  -- Without history, how a job failed is told here or nowhere.
+  most    int := case when 'dead' = any (states) or 'cancelled' = any (states) then null else 1000 end;
   heard   bigint[];
   waiting bigint[];
   groups  bigint[];
   batch   bigint;
   passed  boolean := false;
 begin
-  with free as materialized (
-    select w.ctid as at from howdah.waiters w where w.job_id = any (note_ended.ids) for update skip locked),
-  gone as (
-    delete from howdah.waiters w using free where w.ctid = free.at returning w.job_id)
-  select array_agg(distinct g.job_id) into heard from gone g;
-  perform pg_notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
+  if exists (select from howdah.waiters w where w.job_id = any (note_ended.ids)) then
+    with free as materialized (
+      select w.ctid as at from howdah.waiters w where w.job_id = any (note_ended.ids) for update skip locked),
+    gone as (
+      delete from howdah.waiters w using free where w.ctid = free.at returning w.job_id)
+    select array_agg(distinct g.job_id) into heard from gone g;
+    perform pg_notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
+  end if;
 
-  with free as materialized (
-    select d.ctid as at from howdah.dependencies d where d.depends_on = any (note_ended.ids) and d.outcome is null for update skip locked),
-  marked as (
-    update howdah.dependencies d set outcome = e.state from free, unnest(note_ended.ids, note_ended.states) e(id, state)
-    where d.ctid = free.at and e.id = d.depends_on returning d.job_id)
-  select array_agg(distinct m.job_id) into waiting from marked m;
+  if exists (select from howdah.dependencies d where d.depends_on = any (note_ended.ids) and d.outcome is null) then
+    with free as materialized (
+      select d.ctid as at from howdah.dependencies d where d.depends_on = any (note_ended.ids) and d.outcome is null limit most for update skip locked),
+    marked as (
+      update howdah.dependencies d set outcome = e.state from free, unnest(note_ended.ids, note_ended.states) e(id, state)
+      where d.ctid = free.at and e.id = d.depends_on returning d.job_id)
+    select array_agg(distinct m.job_id) into waiting from marked m;
+    passed := exists (select from howdah.dependencies d where d.depends_on = any (note_ended.ids) and d.outcome is null);
+  end if;
 
-  delete from howdah.batch_ends e where e.batch = any (note_ended.ids);    -- a job behind a batch that was cancelled itself
-  delete from howdah.batches b where b.id = any (note_ended.ids);
-  with ends as (
-    insert into howdah.batch_ends (batch, completed, dead, cancelled)
-    select e.batch, count(*) filter (where e.state = 'completed'), count(*) filter (where e.state = 'dead'), count(*) filter (where e.state = 'cancelled')
-    from unnest(note_ended.batches, note_ended.states) e(batch, state) join howdah.batches b on b.id = e.batch group by e.batch order by e.batch
-    returning batch)
-  select array_agg(e.batch order by e.batch) into groups from ends e;
+  if exists (select from howdah.batches b where b.id = any (note_ended.ids)) then     -- a job behind a batch that was cancelled itself
+    delete from howdah.batch_ends e where e.batch = any (note_ended.ids);
+    delete from howdah.batches b where b.id = any (note_ended.ids);
+  end if;
+  if array_remove(note_ended.batches, null) <> '{}' then
+    with ends as (
+      insert into howdah.batch_ends (batch, completed, dead, cancelled)
+      select e.batch, count(*) filter (where e.state = 'completed'), count(*) filter (where e.state = 'dead'), count(*) filter (where e.state = 'cancelled')
+      from unnest(note_ended.batches, note_ended.states) e(batch, state) join howdah.batches b on b.id = e.batch group by e.batch order by e.batch
+      returning batch)
+    select array_agg(e.batch order by e.batch) into groups from ends e;
+  end if;
 
-  if brief then
-    if waiting is not null then passed := not howdah.resolve(waiting); end if;
+  if acts then
+    passed := howdah.resolve(waiting[:1000]) <> '{}' or cardinality(waiting) > 1000 or passed;
     foreach batch in array coalesce(groups, '{}') loop
       passed := not howdah.end_batch(batch) or passed;
     end loop;
   end if;
-  if passed or not brief and (waiting is not null or groups is not null) then
+  if passed or not acts and (waiting is not null or groups is not null) then
     perform pg_notify('howdah_control', 'settle');  -- heard after the commit, by somebody who can see all of it
   end if;
 end $$;
 
 -- Acts on what is known of the dependencies of these jobs: lets those go that have none left, and cancels those that lost one they
--- need. False: somebody holds one of them this moment.
-create function howdah.resolve(ids bigint[]) returns boolean language plpgsql
+-- need. Gives those that somebody holds this moment.
+create function howdah.resolve(ids bigint[]) returns bigint[] language plpgsql
 set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
@@ -1120,7 +1146,9 @@ declare
   ended   bigint[] := '{}';
   batches bigint[] := '{}';
   queues  text[];
+  later   boolean;
 begin
+  if ids is null then return '{}'; end if;
   select array_agg(f.id) into mine from (select j.id from howdah.jobs j where j.id = any (resolve.ids) order by j.id for update skip locked) f;
   delete from howdah.dependencies d where d.job_id = any (mine) and (d.outcome = 'completed' or d.outcome is not null and not d.required);
   for lost in select distinct on (d.job_id) d.job_id, d.depends_on, d.outcome from howdah.dependencies d
@@ -1140,24 +1168,29 @@ begin
     where j.id = any (mine) and j.due_at = 'infinity' and not exists (select from howdah.dependencies d where d.job_id = j.id)
       and not exists (select from howdah.batches b where b.id = j.id)
     returning j.queue, j.due_at)
-  select array_agg(distinct f.queue) filter (where f.due_at is null) into queues from free f;
+  select array_agg(distinct f.queue) filter (where f.due_at is null), bool_or(f.due_at is not null) into queues, later from free f;
   perform howdah.wake(q.name) from unnest(queues) q(name);
-  return coalesce(cardinality(mine), 0) = cardinality(resolve.ids)
-    or not exists (select from howdah.jobs j where j.id = any (resolve.ids) and j.id <> all (coalesce(mine, '{}')));
+  if later then perform pg_notify('howdah_control', 'due'); end if;
+  delete from howdah.dependencies d using (               -- what somebody held when their job was cancelled
+    select d.ctid as at from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null
+      and not exists (select from howdah.jobs j where j.id = d.job_id) for update skip locked) old where d.ctid = old.at;
+  return coalesce((select array_agg(distinct d.job_id) from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null), '{}');
 end $$;
 
--- Lets the job behind a batch go if no member lives any more, with the counts of how they ended. False: somebody holds it this moment.
--- The lock comes first and the look in a statement of its own: whoever joined has committed by then, or joins no more.
+-- Lets the job behind a batch go if no member lives any more, with the counts of how they ended. False: nobody can know this moment.
+-- The lock comes first and the look in a statement of its own: whoever joined has committed by then, or joins no more. A member
+-- that is there for sure comes before both: its end is somebody's who comes later, and acks need not take turns at the lock.
 create function howdah.end_batch(batch bigint) returns boolean language plpgsql as $$
 #variable_conflict use_column
 declare
   queue text;
 begin
+  if exists (select from howdah.jobs j where j.batch = end_batch.batch and (j.xmax = 0 or j.xmax = j.xmin)) then return true; end if;
   perform from howdah.jobs j where j.id = end_batch.batch and j.due_at = 'infinity' for update skip locked;
   if not found then
     return not exists (select from howdah.batches b where b.id = end_batch.batch);
   end if;
-  if exists (select from howdah.jobs j where j.batch = end_batch.batch) then return true; end if;
+  if exists (select from howdah.jobs j where j.batch = end_batch.batch) then return false; end if;
   delete from howdah.batches b where b.id = end_batch.batch;
   if not found then return true; end if;
   with ends as (
@@ -1171,39 +1204,56 @@ begin
   return true;
 end $$;
 
--- Compares what waits with what lives and lets go what has nothing left to wait for; tells how many jobs it found. The slow way,
--- to be called now and then, and on the word `settle`. One caller at a time does it; a cascade takes a round a level.
+-- Compares what waits with what lives and lets go what has nothing left to wait for; tells how many jobs and batches that were, and in
+-- how many seconds to look again: 0 if there may be more than `count`, 1 if somebody holds something, null if all is known. The slow
+-- way, to be called now and then, and on the word `settle`. One caller at a time does it; it never waits for a row.
 -- A job that is neither alive nor in history counts as completed: there is no history, or it ended long ago.
-create function howdah.settle(count int default 10000) returns int language plpgsql
+create function howdah.settle(count int default 10000, out seen int, out next_in float8) language plpgsql
 set jit = off as $$
 #variable_conflict use_column
 declare
   waiting bigint[];
+  passed  bigint[] := '{}';
+  stuck   bigint[];
+  held    boolean;
   batch   bigint;
-  seen    int := 0;
 begin
-  if not pg_try_advisory_xact_lock(7316042, 3) then return 0; end if;
-  for round in 1..100 loop
-    with late as materialized (
-      select d.ctid as at, d.depends_on from howdah.dependencies d
-      where d.outcome is null and not exists (select from howdah.jobs j where j.id = d.depends_on) limit settle.count for update skip locked)
+  seen := 0;
+  if current_setting('transaction_isolation') <> 'read committed' then
+    perform howdah.refuse(array['JB002', 'howdah.settle must see what has just been committed', 'call it at isolation level read committed']);
+  end if;
+  if not pg_try_advisory_xact_lock(7316042, 3) then
+    next_in := 1;                                    -- whoever is at it may have looked too early for us, or die
+    return;
+  end if;
+  with late as materialized (
+    select d.ctid as at, d.depends_on, exists (select from howdah.jobs j where j.id = d.depends_on) as lives from howdah.dependencies d
+    where d.outcome is null and not exists (           -- who has joined a batch leaves a mark on its job, which waits
+      select from howdah.jobs j where j.id = d.depends_on and (j.xmax = 0 or j.xmax = j.xmin or j.due_at = 'infinity'))
+    limit settle.count for update skip locked),
+  marked as (
     update howdah.dependencies d set outcome = coalesce((select h.state from howdah.job_history h where h.id = l.depends_on limit 1), 'completed')
-    from late l where d.ctid = l.at;
+    from late l where d.ctid = l.at and not l.lives)
+  select coalesce(bool_or(l.lives), false) into held from late l;
+  loop                                               -- what is cancelled cancels others: a round a level
     select array_agg(d.job_id) into waiting
-      from (select distinct d.job_id from howdah.dependencies d where d.outcome is not null limit settle.count) d;
+      from (select distinct d.job_id from howdah.dependencies d where d.outcome is not null and d.job_id <> all (passed) limit settle.count - seen) d;
     exit when waiting is null;
-    seen := seen + cardinality(waiting);
-    exit when not howdah.resolve(waiting);         -- somebody holds one: next time
-    exit when exists (select from howdah.dependencies d where d.job_id = any (waiting) and d.outcome is not null);
+    stuck := howdah.resolve(waiting);
+    passed := passed || stuck;
+    seen := seen + cardinality(waiting) - cardinality(stuck);
   end loop;
-  foreach batch in array coalesce((select array_agg(b.id order by b.id) from howdah.batches b
-                                   where not exists (select from howdah.jobs j where j.batch = b.id)), '{}') loop
-    perform howdah.end_batch(batch);
-    seen := seen + 1;
+  foreach batch in array coalesce((select array_agg(b.id order by b.id) from (
+      select b.id from howdah.batches b
+      where not exists (select from howdah.jobs j where j.batch = b.id and (j.xmax = 0 or j.xmax = j.xmin)) limit settle.count) b), '{}') loop
+    if howdah.end_batch(batch) then seen := seen + 1; else held := true; end if;
   end loop;
-  delete from howdah.batch_ends e where not exists (select from howdah.batches b where b.id = e.batch);
-  delete from howdah.waiters w where w.until < now() - interval '1 minute';
-  return seen;
+  delete from howdah.batch_ends e using (
+    select e.ctid as at from howdah.batch_ends e where not exists (select from howdah.batches b where b.id = e.batch) for update skip locked) old
+    where e.ctid = old.at;
+  delete from howdah.waiters w using (
+    select w.ctid as at from howdah.waiters w where w.until < now() - interval '1 minute' for update skip locked) old where w.ctid = old.at;
+  next_in := case when seen >= settle.count then 0 when held or passed <> '{}' then 1 end;
 end $$;
 
 -- Asks to be told of the end of a job within so many seconds, at most an hour, on channel howdah_control as `ended <id>`, and gives its state now.
@@ -1241,6 +1291,15 @@ begin
   return kept;
 end $$;
 
+-- Enqueues many jobs if nobody makes us wait, and tells whether it did: false if somebody holds a unique key or a batch this moment.
+create function howdah.enqueue_unless_held(jobs jsonb) returns boolean language plpgsql set lock_timeout = '50ms' as $$
+begin
+  perform howdah.enqueue_many(jobs);
+  return true;
+exception when lock_not_available or deadlock_detected then
+  return false;
+end $$;
+
 -- Acks one job and enqueues others (an array as for enqueue_many) in one commit; false, and nothing is enqueued, if the ack was not
 -- written: howdah.ack_fate tells why. The others come first: they may join this job's batch.
 create function howdah.ack_with(job_id bigint, lease bigint, outcome text, result jsonb, error jsonb, delay float8, age float8, run float8,
@@ -1250,7 +1309,7 @@ returns boolean language plpgsql as $$
 begin
   perform from howdah.jobs j where j.id = job_id and j.lease = ack_with.lease for update skip locked;
   if not found then return false; end if;
-  perform howdah.enqueue_many(jobs);
+  if not howdah.enqueue_unless_held(jobs) then return false; end if;
   return exists (select from howdah.ack(array[job_id], array[lease], array[outcome], array[result], array[error], array[delay], array[age],
                                         array[run], array[progress], keep));
 end $$;
@@ -1260,7 +1319,8 @@ end $$;
 -- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has deleted it, and tells
 -- howdah.note_ended when its statement is over: what that changes may be in the same statement's reach.
 create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql as $$
-delete from howdah.dependencies d where d.job_id = job.id;
+delete from howdah.dependencies d using (     -- what somebody else holds goes when that one has ended, by howdah.resolve
+  select d.ctid as at from howdah.dependencies d where d.job_id = job.id for update skip locked) free where d.ctid = free.at;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, howdah.without_secrets(job.kind, job.payload), job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',

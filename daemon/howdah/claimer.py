@@ -87,6 +87,9 @@ class Claimer:
         self._hungry = set(slots)
         self._asleep = False
         self._poll = FIRST_POLL
+        # What woke us may lie behind the marks: until a look has been made, when the next one may be.
+        self._woken = False
+        self._next_look = 0.0
         self._work_began: float | None = None
         self._unknown: list[int] = []
         # Set once a claim has been answered: the worker is of use.
@@ -95,6 +98,7 @@ class Claimer:
 
     def wake(self) -> None:
         """Say that work has come. To be called on the main loop."""
+        self._woken = True
         self._stir.set()
 
     def room(self, queue: str) -> None:
@@ -190,6 +194,7 @@ class Claimer:
             marks = self._marks[plan.kinds] = Marks()
         began = monotonic()
         look = began >= marks.next_look
+        self._woken = self._woken and not look
         lease = secrets.randbits(63)
         try:
             claim = await self._store.claim(
@@ -201,6 +206,7 @@ class Claimer:
         ended = monotonic()
         self._metrics.claim_seconds.observe(ended - began)
         marks.claimed(plan.rooms, claim.jobs, claim.newest, look=look, began=began, ended=ended)
+        self._next_look = marks.next_look
         self._claimed_once.set()
         counts = self._hand_over(claim.jobs, ended)
         self._hungry = {
@@ -241,12 +247,14 @@ class Claimer:
             return
         began = monotonic()
         longest = DEAF_POLL if self._is_deaf() else self._poll_interval
+        poll = min(self._poll, longest)
         try:
-            async with asyncio.timeout(min(self._poll, longest)):
+            async with asyncio.timeout(min(poll, max(self._next_look - began, 0.0)) if self._woken else poll):
                 await self._stir.wait()
         except TimeoutError:
-            self._metrics.polls.inc()
-            self._poll = min(self._poll * POLL_GROWTH, longest)
+            if not self._woken:
+                self._metrics.polls.inc()
+                self._poll = min(self._poll * POLL_GROWTH, longest)
         if monotonic() - began > 0.005:
             self._work_began = None
 

@@ -161,9 +161,10 @@ class Store:
         promoted, made, *nexts = (await self._line.fetch(SQL["make_ready"], count))[0]
         return promoted + made, [moment for moment in nexts if moment is not None]
 
-    async def settle(self, count: int) -> int:
-        """Let go what has nothing left to wait for; gives how many jobs it looked at."""
-        return int((await self._line.fetch(SQL["settle"], count))[0][0])
+    async def settle(self, count: int) -> tuple[int, float | None]:
+        """Let go what has nothing left to wait for; gives how many jobs it found, and in how many seconds to look again, if soon."""
+        row = (await self._line.fetch(SQL["settle"], count))[0]
+        return row[0], row[1]
 
     async def rescue(self, count: int) -> tuple[list[dict[str, Any]], float | None]:
         """Take back the jobs of dead workers; gives a dict for each of them, and the seconds until the next can be dead."""

@@ -198,6 +198,7 @@ create table howdah.dependencies (
   primary key (job_id, depends_on)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 create index dependencies_on on howdah.dependencies (depends_on);
+create index dependencies_known on howdah.dependencies (job_id) where outcome is not null;     -- what howdah.settle has to act on
 
 -- The open batches: groups of jobs with one job behind them, which waits until all have ended. A batch is named by the id
 -- of that job. The row goes when that job is let loose.

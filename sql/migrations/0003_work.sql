@@ -152,7 +152,7 @@ begin
     into written, ended, states, batches
   from (select g.id, true, case g.outcome when 'crashed' then 'dead' else g.outcome end, g.batch from gone g
         union all select b.id, false, null, null from back b) e(id, ended, state, batch);
-  if ended is not null and howdah.somebody_waits() then
+  if ended is not null then
     perform howdah.note_ended(ended, states, batches, true);
   end if;
   return query select unnest(written);

@@ -3,7 +3,8 @@
 -- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has deleted it, and tells
 -- howdah.note_ended when its statement is over: what that changes may be in the same statement's reach.
 create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql as $$
-delete from howdah.dependencies d where d.job_id = job.id;
+delete from howdah.dependencies d using (     -- what somebody else holds goes when that one has ended, by howdah.resolve
+  select d.ctid as at from howdah.dependencies d where d.job_id = job.id for update skip locked) free where d.ctid = free.at;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, howdah.without_secrets(job.kind, job.payload), job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',

@@ -21,6 +21,7 @@ from support.jobs import (
     enqueue,
     enqueue_many,
     enqueued,
+    fate,
     live,
     refused,
     released,
@@ -40,7 +41,7 @@ ENDS = [pytest.param(completed, id="completed"), pytest.param(dead, id="dead")]
 
 
 async def settle(connection: asyncpg.Connection) -> int:
-    return int(await connection.fetchval("select howdah.settle()"))
+    return int(await connection.fetchval("select seen from howdah.settle()"))
 
 
 async def create_batch(connection: asyncpg.Connection, kind: str = "work") -> int:
@@ -241,6 +242,89 @@ async def test_a_rescued_job_still_holds_up_its_dependents_and_then_lets_them_go
     assert await state(connection, last) == "ready"
 
 
+async def test_a_dependent_that_is_let_go_for_a_time_to_come_sets_the_alarm(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    first = await enqueue(connection)
+    await enqueue(connection, depends_on=[first], delay=timedelta(seconds=5))
+    async with heard(connect) as words:
+        await finish(connection, first)
+        await aeventually(lambda: "due" in words)
+
+
+async def test_no_ack_waits_for_the_open_cancellation_of_another_dependency(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    """The dependent goes with the first that fails, while somebody has the other one's row in hand."""
+    first, second = await enqueue(connection), await enqueue(connection)
+    last = await enqueue(connection, depends_on=[first, second])
+    other = await connect()
+    async with other.transaction():
+        await other.execute("select howdah.cancel($1)", second)
+        async with asyncio.timeout(5):
+            await finish(connection, first, dead)
+        assert await state(connection, last) == "cancelled"
+    await settle(connection)
+    assert await connection.fetchval("select count(*) from howdah.dependencies") == 0
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_job_for_which_thousands_wait_is_acked_at_once_and_all_of_them_are_told(
+    connection: asyncpg.Connection, keep: Any
+) -> None:
+    first, second = await enqueue(connection), await enqueue(connection)
+    needs = [{"kind": "work", "depends_on": [job]} for job in (first, second) for _ in range(1100)]
+    await enqueue_many(connection, *needs)
+    held = {job.id: job for job in await claim(connection)}
+    await ack(connection, completed(held[first]), keep=keep)
+    assert await connection.fetchval("select count(*) from howdah.jobs where state = 'ready'") == 1000
+    await ack(connection, dead(held[second]), keep=keep)
+    assert await connection.fetchval("select count(*) from howdah.jobs where state = 'waiting'") == 200
+    row = await connection.fetchrow("select * from howdah.settle(150)")
+    assert tuple(row) == (150, 0.0)
+    row = await connection.fetchrow("select * from howdah.settle(150)")
+    assert tuple(row) == (50, None)
+    assert dict(await connection.fetch("select state, count(*) from howdah.jobs group by 1")) == {"ready": 1100}
+    assert await connection.fetchval("select count(*) from howdah.job_history where state = 'cancelled'") == 1100
+
+
+async def test_settling_says_when_to_come_again(connection: asyncpg.Connection, connect: Connect) -> None:
+    first, other = await enqueue(connection), await connect()
+    async with other.transaction():
+        await other.execute("select howdah.cancel($1)", first)  # it sees no dependent, and nobody sees its end
+        last = await enqueue(connection, depends_on=[first])
+        assert await connection.fetchval("select next_in from howdah.settle()") == 1
+    async with other.transaction():
+        await other.execute("select from howdah.jobs where id = $1 for update", last)
+        assert await connection.fetchval("select next_in from howdah.settle()") == 1
+        assert await other.fetchval("select seen from howdah.settle()") == 1
+        assert await connection.fetchval("select next_in from howdah.settle()") == 1  # somebody else is at it
+    assert tuple(await connection.fetchrow("select * from howdah.settle()")) == (0, None)
+
+
+async def test_settling_waits_for_nobody_who_watches(connection: asyncpg.Connection, connect: Connect) -> None:
+    job = await enqueue(connection)
+    await connection.execute("select howdah.watch($1, 'me', -100)", job)
+    other = await connect()
+    async with other.transaction():
+        await other.execute("select howdah.watch($1, 'me')", job)
+        async with asyncio.timeout(5):
+            await settle(connection)
+    assert await connection.fetchval("select count(*) from howdah.waiters") == 1
+
+
+async def test_a_job_cannot_wait_for_the_batch_of_which_it_is_a_part(connection: asyncpg.Connection) -> None:
+    batch = await create_batch(connection)
+    member = await enqueue(connection, batch=batch)
+    behind = await enqueue(connection, depends_on=[batch])
+    outer = await create_batch(connection)
+    await enqueue(connection, batch=outer, depends_on=[behind])
+    for other in (batch, behind, outer):
+        with refused("JB002", naming=f"it would wait for the end of batch {batch}"):
+            await enqueue(connection, batch=batch, depends_on=[member, other])
+    assert await state(connection, await enqueue(connection, batch=batch, depends_on=[member])) == "waiting"
+
+
 # -- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +444,64 @@ async def test_two_last_members_that_end_at_the_same_moment_end_the_batch_once(
     assert await counts(connection, batch) == {"completed": 2, "dead": 0, "cancelled": 0}
     await settle(connection)
     assert [job.id for job in await claim(connection)] == [batch]
+
+
+async def test_a_handler_with_an_old_snapshot_does_not_end_a_batch_that_somebody_has_joined(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    async with connection.transaction():
+        batch = await create_batch(connection)
+        member = await enqueue(connection, batch=batch)
+    held = await claim_one(connection)
+    other = await connect()
+    async with other.transaction(isolation="repeatable_read"):
+        await other.fetchval("select count(*) from howdah.jobs")
+        joined = await enqueue(connection, batch=batch)
+        await other.execute("select howdah.complete($1, $2)", member, held.lease)
+    await settle(connection)
+    assert await state(connection, batch) == "waiting"
+    await finish(connection, joined)
+    assert await counts(connection, batch) == {"completed": 2, "dead": 0, "cancelled": 0}
+
+
+async def test_the_end_of_a_batch_that_only_an_open_transaction_could_see_is_looked_for_again(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    async with connection.transaction():
+        batch = await create_batch(connection)
+        await enqueue_many(connection, *[{"kind": "work", "batch": batch}] * 2)
+    one, two = await claim(connection)
+    other = await connect()
+    async with other.transaction():
+        await other.execute("select howdah.complete($1, $2)", one.id, one.lease)
+        await ack(connection, completed(two))
+        assert await connection.fetchval("select next_in from howdah.settle()") == 1
+    assert await state(connection, batch) == "waiting"
+    await settle(connection)
+    assert await counts(connection, batch) == {"completed": 2, "dead": 0, "cancelled": 0}
+
+
+async def test_an_ack_that_enqueues_waits_for_nobody_and_comes_again(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    async with connection.transaction():
+        batch = await create_batch(connection)
+        await enqueue(connection, batch=batch)
+    held = await claim_one(connection)
+    more = [{"kind": "work", "batch": batch}], [{"kind": "work", "unique_key": "one"}]
+    call = "select howdah.ack_with($1, $2, 'completed', null, null, null, 0, 0, null, true, $3)"
+    other = await connect()
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute("select howdah.cancel($1)", batch)
+    await enqueue(other, unique_key="one")
+    for jobs in more:
+        async with asyncio.timeout(5):
+            assert not await connection.fetchval(call, held.id, held.lease, jobs)
+        assert await fate(connection, held) == "busy"
+    await transaction.rollback()
+    assert await connection.fetchval(call, held.id, held.lease, more[0] + more[1])
+    assert await connection.fetchval("select count(*) from howdah.jobs") == 3
 
 
 async def test_a_long_transaction_that_cancels_a_member_keeps_nobody_from_joining(

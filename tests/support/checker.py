@@ -13,6 +13,8 @@ from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from support.checker_waiting import AUDIT, broken_waits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -131,7 +133,7 @@ class Checker:
         assert not await self._connection.fetchval("select exists (select from howdah.job_status)"), (
             "too late: jobs exist"
         )
-        await self._connection.execute(_SCHEMA)
+        await self._connection.execute(_SCHEMA + AUDIT)
         return self
 
     async def starts(self, *jobs: int) -> list[Word]:
@@ -158,6 +160,7 @@ class Checker:
             for problem in _problems(story, drained=drained, effects=effects[job_id])
         ]
         broken += _broken_keys(stories)
+        broken += broken_waits(stories)
         assert not broken, f"{len(broken)} broken promises:\n" + "\n".join(broken[:40])
 
     async def _read(self) -> dict[int, Story]:

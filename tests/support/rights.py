@@ -48,7 +48,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "keep_step": WORKER,
     "without_secrets": WORKER,
     "note_ended": WORKER,
-    "somebody_waits": WORKER,
+    "enqueue_unless_held": WORKER,
     "resolve": WORKER,
     "end_batch": WORKER,
     "settle": WORKER,
