@@ -23,9 +23,9 @@ CALL_TIMEOUT = 60.0
 #: How many prepared statements a connection keeps; none, behind a pooler that gives each transaction another server connection.
 STATEMENTS = 100
 
-# SQLSTATE classes, and states, after which the same call on a new connection may succeed: connection, resources,
-# operator intervention, system error, internal error, and "read only" (the address leads to a standby).
-_PASSING = ("08", "53", "57", "58", "XX", "25006")
+# SQLSTATE classes, and states, after which the same call on a new connection may succeed: connection, rolled back (a deadlock),
+# resources, operator intervention, system error, internal error, and "read only" (the address leads to a standby).
+_PASSING = ("08", "40", "53", "57", "58", "XX", "25006")
 
 
 class Line:
