@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from support.eventually import aeventually
 from support.facts import end_of, is_empty
 from support.jobs import enqueue, enqueue_many, status
+from support.proxy import proxied
 
 if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
+    from support.cluster import Database
 
 HANDLERS = """
 WRITE = "insert into public.effects (job) values ($1)"
@@ -33,6 +35,10 @@ async def effect(job: Job, connection: asyncpg.Connection) -> Any:
         case "hang": await asyncio.sleep(60)
     return {"written": job.id}
 """
+
+
+#: What PostgreSQL says when a commit is done.
+COMMITTED = b"COMMIT\0"
 
 
 async def make_effects(connection: asyncpg.Connection) -> None:
@@ -140,3 +146,23 @@ async def has_reported(connection: asyncpg.Connection, job: int) -> bool:
 async def is_scheduled(connection: asyncpg.Connection, job: int) -> bool:
     row = await status(connection, job)
     return row["state"] == "scheduled" and row["attempt"] == 0
+
+
+async def test_a_commit_whose_answer_is_lost_counts_once_and_is_not_guessed_at(
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+) -> None:
+    """The jobs may run at most once, so a wrong guess either way shows: as a dead job, or as one without its effect."""
+    await make_effects(connection)
+    async with proxied(database.url) as wire:
+        worker = await daemon(HANDLERS, url=wire.url, lease_ttl=10)
+        wire.lose_answers_with = COMMITTED
+        jobs = [row["id"] for row in await enqueue_many(connection, *[{"kind": "effect"}] * 20)]
+        for job in jobs:
+            assert (await end_of(connection, job))["state"] == "completed"
+        assert wire.cuts >= len(jobs)
+        wire.lose_answers_with = None
+        # It knows so itself: none of them is a lost lease, and the pool works on.
+        assert worker.log_events("lost lease") == []
+        last = await enqueue(connection, "effect")
+        assert (await end_of(connection, last))["state"] == "completed"
+    assert await effects(connection) == [*jobs, last]

@@ -32,6 +32,8 @@ class Proxy:
         self.lose_answers = 0.0
         #: The share of the clients' words after which the wire breaks before they arrive.
         self.lose_questions = 0.0
+        #: The wire breaks instead of handing on an answer that has these bytes in it.
+        self.lose_answers_with: bytes | None = None
         self.cuts = 0
 
     @property
@@ -87,6 +89,8 @@ class Proxy:
         try:
             while data := await source.read(1 << 16):
                 if self._random.random() < (self.lose_answers if answers else self.lose_questions):
+                    return
+                if answers and self.lose_answers_with is not None and self.lose_answers_with in data:
                     return
                 target.write(data)
                 await target.drain()
