@@ -1675,7 +1675,7 @@ begin
   return format('Job %s (%s) ', ended.id, ended.kind) || case ended.state
     when 'completed' then format('completed %s ago in attempt %s of %s%s.', howdah.humane(now - ended.finished_at), ended.attempt, ended.max_attempts,
       coalesce(', after ' || howdah.humane(ended.finished_at - ended.started_at), ''))
-    when 'dead' then format('is dead since %s ago, in attempt %s of %s%s: %s. howdah retry %s makes a new job of it.', howdah.humane(now - ended.finished_at),
+    when 'dead' then format('died %s ago in attempt %s of %s%s: %s. howdah retry %s makes a new job of it.', howdah.humane(now - ended.finished_at),
       ended.attempt, ended.max_attempts, case when ended.crashes > 0 then format(', having brought down %s workers', ended.crashes) else '' end,
       howdah.last_error(ended.errors), ended.id)
     else format('was cancelled %s ago by %s%s. howdah retry %s makes a new job of it.', howdah.humane(now - ended.finished_at), coalesce(ended.cancelled_by, 'somebody'),

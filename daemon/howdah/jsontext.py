@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,12 +11,14 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 #: The most bytes of a result or a progress, and of one error.
 LIMIT = 1 << 20
 ERROR_LIMIT = 8000
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS
+_ENGINE = str(Path(__file__).parent)
 
 
 class Encoded(bytes):
@@ -53,8 +56,10 @@ def encode_strictly(value: Any) -> bytes:
 
 
 def encode_error(error: BaseException, *, hide: Callable[[str], str] | None = None) -> bytes:
-    """Give the JSON of an exception: its type, message and stack, each cut to a size."""
-    stack = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else None
+    """Give the JSON of an exception: its type, message and stack from the author's code on, each cut to a size."""
+    stack = None
+    if error.__traceback__ is not None:
+        stack = "".join(traceback.format_exception(type(error), error, _from_author_on(error.__traceback__)))
     return describe_error(type(error).__name__, _message(error), stack, hide=hide)
 
 
@@ -66,9 +71,17 @@ def describe_error(
         message, stack = hide(message), hide(stack) if stack is not None else None
     facts = {"type": _clean(kind), "message": _clean(message)[:2000]}
     if stack is not None:
-        # The end of a stack says what happened; the beginning is the engine's.
+        # The end of a stack says what happened.
         facts["stack"] = _clean(stack)[-ERROR_LIMIT:]
     return orjson.dumps(facts)
+
+
+def _from_author_on(stack: TracebackType) -> TracebackType:
+    """Leave out how the engine came to call the author's code; an error of the engine's own keeps its stack."""
+    frame: TracebackType | None = stack
+    while frame is not None and frame.tb_frame.f_code.co_filename.startswith(_ENGINE):
+        frame = frame.tb_next
+    return frame or stack
 
 
 def _message(error: BaseException) -> str:

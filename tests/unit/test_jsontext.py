@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howdah.jsontext import ERROR_LIMIT, Encoded, describe_error, encode, encode_error
+from howdah.jsontext import ERROR_LIMIT, Encoded, describe_error, encode, encode_error, encode_strictly
 
 texts = st.text(st.characters(codec=None))  # with NUL and lone surrogates
 scalars = (
@@ -119,3 +119,16 @@ def test_a_long_stack_keeps_its_end() -> None:
     assert facts["type"] == "ValueError"
     assert len(facts["message"]) == 2000
     assert len(facts["stack"]) <= ERROR_LIMIT
+
+
+def test_a_stack_begins_with_the_authors_code() -> None:
+    """The engine's way to it helps nobody; here `encode_error` stands for the engine, whose own stack is kept whole."""
+    try:
+        encode_strictly(object())
+    except TypeError as error:
+        assert error.__traceback__ is not None
+        stack = json.loads(encode_error(error))["stack"]
+        assert "test_jsontext.py" in stack
+        engine = json.loads(encode_error(error.with_traceback(error.__traceback__.tb_next)))["stack"]
+        assert "jsontext.py" in engine
+        assert "test_jsontext.py" not in engine
