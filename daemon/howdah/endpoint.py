@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from howdah.errors import ConfigError, DatabaseUnavailableError
+from howdah.vitals import GRACE, SWEEP
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("howdah.endpoint")
 
-#: A job counts as stuck so many seconds past its worker's ttl, or past its own timeout.
-SWEEP, GRACE = 10.0, 30.0
 #: How long an answer may wait for the database, in seconds: whoever asks has a deadline, too.
 PATIENCE = 3.0
 
