@@ -38,6 +38,7 @@ class Endpoint:
         store: Store,
         vitals: Vitals,
         metrics: Metrics,
+        fold: Callable[[], Awaitable[None]],
         ttl: float,
         hang_timeout: float,
     ) -> None:
@@ -47,6 +48,7 @@ class Endpoint:
         self._store = store
         self._vitals = vitals
         self._metrics = metrics
+        self._fold = fold
         self._ttl = ttl
         self._hang_timeout = hang_timeout
         self._runner: web.AppRunner | None = None
@@ -82,6 +84,7 @@ class Endpoint:
                 await self._runner.cleanup()
 
     async def _serve_metrics(self, _request: web.Request) -> web.Response:
+        await self._fold()
         return web.Response(
             body=self._metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

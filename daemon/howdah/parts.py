@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from howdah.registry import Registry
 
 log = logging.getLogger("howdah.parts")
+
+#: How long a scrape waits for the main loop, in seconds: a little, or a standstill would hide the metrics that show it.
+FOLD_PATIENCE = 0.1
 
 
 class Parts:
@@ -223,6 +227,7 @@ class Parts:
             store=Store(self._side_lines["ask"]),
             vitals=self.vitals,
             metrics=self.metrics,
+            fold=self._fold,
             ttl=config.lease_ttl,
             hang_timeout=config.hang_timeout,
         )
@@ -240,6 +245,20 @@ class Parts:
             self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:  # the main loop is closed: nobody is left to tell
             log.debug("a word from the lifeline came too late")
+
+    async def _fold(self) -> None:
+        """Have what the main loop noted counted before somebody reads it; on the lifeline, which waits for no main loop that hangs."""
+        counted: Future[None] = Future()
+
+        def count() -> None:
+            self.metrics.fold()
+            if counted.set_running_or_notify_cancel():
+                counted.set_result(None)
+
+        self._tell(count)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FOLD_PATIENCE):
+                await asyncio.wrap_future(counted)
 
     def _obey(self, word: str) -> None:
         """Do what the control channel says."""
