@@ -31,6 +31,8 @@ declare
       explain               .         X       X       X
       watch                 .         X       X       X
       is_idle               .         X       X       X
+      depth                 .         X       X       X
+      fronts                .         X       X       X
 
       cancel                .         .       .       X
       cancel_subject        .         .       .       X

@@ -60,6 +60,7 @@ class Acker:
         self._round = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        metrics.acks_waiting.set_function(lambda: self.backlog)
 
     @property
     def backlog(self) -> int:

@@ -82,5 +82,5 @@ class Canceller:
 
 
 def _cancelled(job: Job[Any], by: str | None, reason: str | None) -> Attempt:
-    log.info("cancelled before it started", extra=job_fields(job))
+    log.debug("cancelled before it started", extra=job_fields(job))
     return Attempt(job.id, job.lease, "cancelled", None, orjson.dumps({"by": by, "reason": reason}))

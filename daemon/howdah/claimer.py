@@ -76,6 +76,7 @@ class Claimer:
         self._written = written
         self._give_back = give_back
         self._metrics = metrics
+        self._claimed = {queue: metrics.claimed.labels(queue) for queue in slots}
         self._poll_interval = poll_interval
         self._marks: dict[tuple[str, ...], Marks] = {}
         self._stir = asyncio.Event()
@@ -205,6 +206,9 @@ class Claimer:
             raise
         ended = monotonic()
         self._metrics.claim_seconds.observe(ended - began)
+        self._metrics.claim_batch.observe(len(claim.jobs))
+        if not claim.jobs:
+            self._metrics.claims_empty.inc()
         marks.claimed(plan.rooms, claim.jobs, claim.newest, look=look, began=began, ended=ended)
         self._next_look = marks.next_look
         self._claimed_once.set()
@@ -224,7 +228,7 @@ class Claimer:
             job.in_hand_since = now
             by_queue.setdefault(job.queue, []).append(job)
         for name, claimed in by_queue.items():
-            self._metrics.claimed.labels(name).inc(len(claimed))
+            self._claimed[name].inc(len(claimed))
             if self._stopping:
                 self._give_back(claimed)  # the claim was on its way when the drain began
             else:
@@ -277,7 +281,7 @@ class Claimer:
                 if job is None:
                     break
                 job.in_hand_since = monotonic()
-                self._metrics.claimed.labels(job.queue).inc()
+                self._claimed[job.queue].inc()
                 await self._slots[job.queue].give_and_wait(job)
                 # The next one may bring us down, and this one must not answer for it.
                 await self._written(job.id)

@@ -117,7 +117,7 @@ class Client:
     ) -> None:
         """Tell of an event: all events of a key that commit within `delay` of the first become one job with the last payload."""
         arguments = {"kind": kind, "payload": payload, "delay": delay, "queue": queue, "priority": priority}
-        await self._fetch("enqueue_coalesced", arguments_json({**arguments, "subject": subject}), key)
+        await self._fetch("enqueue_coalesced", arguments_json({**arguments, "subject": subject}, trace=False), key)
 
     # -- commands
 

@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from howdah.errors import ConfigError, DatabaseUnavailableError
+from howdah.vitals import GRACE, SWEEP
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("howdah.endpoint")
 
-#: A job counts as stuck so many seconds past its worker's ttl, or past its own timeout.
-SWEEP, GRACE = 10.0, 30.0
 #: How long an answer may wait for the database, in seconds: whoever asks has a deadline, too.
 PATIENCE = 3.0
 
@@ -39,6 +38,7 @@ class Endpoint:
         store: Store,
         vitals: Vitals,
         metrics: Metrics,
+        fold: Callable[[], Awaitable[None]],
         ttl: float,
         hang_timeout: float,
     ) -> None:
@@ -48,6 +48,7 @@ class Endpoint:
         self._store = store
         self._vitals = vitals
         self._metrics = metrics
+        self._fold = fold
         self._ttl = ttl
         self._hang_timeout = hang_timeout
         self._runner: web.AppRunner | None = None
@@ -83,6 +84,7 @@ class Endpoint:
                 await self._runner.cleanup()
 
     async def _serve_metrics(self, _request: web.Request) -> web.Response:
+        await self._fold()
         return web.Response(
             body=self._metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from howdah.metrics import Metrics
     from howdah.processes import Processes
     from howdah.registry import Handler, Registry
+    from howdah.tracing import Tracing
     from howdah.transactions import Transactions
 
 log = logging.getLogger("howdah.executor")
 
 #: How often the timeouts are looked at, in seconds: a timer for every job would cost more than most jobs do.
 WATCH_INTERVAL = 0.1
+#: A step that holds up the main loop for longer is said as a warning, in seconds.
+BLOCKED_LONG = 1.0
 
 
 class Executor:
@@ -52,9 +55,14 @@ class Executor:
         processes: Processes,
         resources: Mapping[str, Any],
         errors: ErrorReporters,
+        tracing: Tracing | None = None,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
+        # Looked up once: these are used for every job.
+        self._waits, self._runs = metrics.waits, metrics.runs
+        #: Whether the life of each job is logged.
+        self.verbose = log.isEnabledFor(logging.DEBUG)
         self._put = put
         self._write_start = write_start
         self._services = services
@@ -63,6 +71,7 @@ class Executor:
         self._processes = processes
         self._resources = resources
         self._errors = errors
+        self._tracing = tracing
         #: The jobs whose handlers run now, by id; only they may be cancelled. Touched by the main loop alone.
         self.running: dict[int, Job[Any]] = {}
         self._some_run = asyncio.Event()
@@ -86,9 +95,14 @@ class Executor:
         job.task = asyncio.current_task()
         self.running[job.id] = job
         self._some_run.set()
-        self._metrics.wait.labels(job.queue).observe(job.waited + started - job.in_hand_since)
+        self._waits[job.queue].append(job.waited + started - job.in_hand_since)
+        if self.verbose:
+            log.debug("job started", extra=job_fields(job))
+        context = contextvars.copy_context()
+        context.run(current_job.set, job)
+        call = self._call(job, handler, context)
         try:
-            outcome = await self._call(job, handler)
+            outcome = await (call if self._tracing is None else self._tracing.follow(job, context, call))
         except LeaseLostError:
             self._note_lost(job)
             return
@@ -177,19 +191,17 @@ class Executor:
             return refused(job, error) if isinstance(error, PayloadError) else failed(job, handler, error)
         return None
 
-    async def _call(self, job: Job[Any], handler: Handler) -> Attempt | None:
+    async def _call(self, job: Job[Any], handler: Handler, context: contextvars.Context) -> Attempt | None:
         """Call the handler; None means that the completion is committed already."""
-        context = contextvars.copy_context()
-        context.run(current_job.set, job)
         try:
             if handler.transaction:
                 call = self._transactions.call(
                     job, handler, seal=self._seal, committed=lambda done: self._count(job, done)
                 )
-                outcome: Attempt | None = await InContext(call, context)
+                outcome: Attempt | None = await InContext(call, context, self._note_blocked)
                 return outcome
             if handler.runs_in == "async":
-                value = await InContext(handler.function(job), context)
+                value = await InContext(handler.function(job), context, self._note_blocked)
             elif handler.runs_in == "thread":
                 future = self._threads.submit(context.run, _call_in_thread, handler.function, job)
                 self.in_threads.add(future)
@@ -238,6 +250,14 @@ class Executor:
         self._metrics.lost_leases.inc()
         log.warning("lost lease", extra=job_fields(job))
 
+    def _note_blocked(self, context: contextvars.Context, seconds: float) -> None:
+        job = context.get(current_job)
+        if job is not None:
+            self._metrics.loop_blocked.labels(job.kind).inc(seconds)
+            fields = {**job_fields(job), "seconds": round(seconds, 3)}
+            level = logging.WARNING if seconds > BLOCKED_LONG else logging.DEBUG
+            log.log(level, "a handler held up the main loop", extra=fields)
+
     def _finish(self, job: Job[Any], attempt: Attempt) -> None:
         self._put(_with_progress(job, attempt), None)
         self._count(job, attempt)
@@ -251,14 +271,30 @@ class Executor:
         self._put(_with_progress(job, attempt), Chain(jobs, lambda: self._count(job, attempt), refused_by))
 
     def _count(self, job: Job[Any], attempt: Attempt) -> None:
-        self._metrics.finished.labels(job.queue, job.kind, attempt.outcome).inc()
-        if attempt.started is not None and attempt.ended is not None:
-            self._metrics.run.labels(job.kind).observe(attempt.ended - attempt.started)
+        started, ended = attempt.started, attempt.ended
+        seconds = None
+        if started is not None and ended is not None:
+            seconds = ended - started
+            self._runs[job.queue, job.kind, attempt.outcome].append(seconds)
+        else:
+            self._metrics.unstarted.append((job.queue, job.kind, attempt.outcome))
+        if self.verbose:
+            log.debug("job ended", extra={**job_fields(job), **_ending(attempt, seconds)})
 
 
 def _with_progress(job: Job[Any], attempt: Attempt) -> Attempt:
     """Let the last progress go with the ack: the job may end before its next report is due."""
     return attempt if job.progress is None else attempt._replace(progress=job.progress)
+
+
+def _ending(attempt: Attempt, seconds: float | None) -> dict[str, Any]:
+    """Give what the log says of an attempt's end."""
+    fields: dict[str, Any] = {"outcome": attempt.outcome}
+    if seconds is not None:
+        fields["seconds"] = round(seconds, 6)
+    if attempt.error is not None and attempt.outcome in {"retried", "dead"}:
+        fields["error"] = orjson.loads(attempt.error).get("type")
+    return fields
 
 
 def _call_in_thread(function: Callable[[Job[Any]], Any], job: Job[Any]) -> Any:

@@ -13,6 +13,9 @@ from howdah.job import current_job, job_fields
 
 LogStyle = Literal["json", "console"]
 
+#: The id of this process's worker, in every line once it is known; new when a worker that was taken for dead enters again.
+_worker: int | None = None
+
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -25,6 +28,17 @@ def configure(*, style: LogStyle, level: str) -> None:
     root.setLevel(level.upper())
     for noisy in ("aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def set_worker(worker: int | None) -> None:
+    """Let every line from now on say which worker wrote it."""
+    global _worker  # noqa: PLW0603  # as the root logger is, it is the process's
+    _worker = worker
+
+
+def worker() -> int | None:
+    """Give the worker that this process is."""
+    return _worker
 
 
 class JSONFormatter(logging.Formatter):
@@ -56,12 +70,16 @@ class ConsoleFormatter(logging.Formatter):
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = _escape(f"{clock} {record.levelname.lower():<7} {record.getMessage()} {fields}".rstrip())
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        return "\n".join((line, *map(_escape, self.formatException(record.exc_info).split("\n"))))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     job = current_job.get()
     fields = job_fields(job) if job is not None else {}
+    if _worker is not None:
+        fields["worker"] = _worker
     fields.update((name, value) for name, value in vars(record).items() if name not in _PLAIN)
     return fields
 

@@ -32,10 +32,6 @@ SETTLE_BATCH = 10_000
 RESCUE_BATCH = 10_000
 ORPHAN_INTERVAL = 300.0
 HISTORY_INTERVAL, HISTORY_AHEAD = 3600.0, 14
-#: Counting reads the whole table: it gets a hundredth of the time.
-DEPTH_INTERVAL, DEPTH_SHARE = 15.0, 100
-#: How soon a worker that has come to lead begins to count.
-LEAD_INTERVAL = 1.0
 
 
 class Maintenance:
@@ -81,7 +77,6 @@ class Maintenance:
             group.create_task(self._forever(self._rescue), name="rescue")
             group.create_task(self._forever(self._keep_history), name="history")
             group.create_task(self._forever(self._sweep_orphans), name="orphans")
-            group.create_task(self._forever(self._count), name="depth")
 
     async def _keep_due(self) -> None:
         """Promote and coalesce at the right moment: the statements say when the next one is.
@@ -136,7 +131,8 @@ class Maintenance:
         """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""
         dead, next_in = await self._store.rescue(RESCUE_BATCH)
         for worker in dead:
-            self._metrics.rescued.inc(worker["rescued"] + worker["buried"])
+            self._metrics.rescued.inc(worker["rescued"])
+            self._metrics.buried.inc(worker["buried"])
             log.warning(
                 "rescued",
                 extra={
@@ -154,7 +150,7 @@ class Maintenance:
 
     async def _keep_history(self) -> float:
         """Have partitions ahead, drop old ones."""
-        self._metrics.partitions_ahead.set(await self._store.make_partitions(HISTORY_AHEAD))
+        await self._store.make_partitions(HISTORY_AHEAD)
         if self._vitals.leads:
             for name in await self._store.drop_partitions(max(self._history_days, 1)):
                 log.info("dropped history", extra={"partition": name})
@@ -164,19 +160,6 @@ class Maintenance:
         if self._vitals.leads and await self._store.rescue_orphans():
             log.warning("found leases of workers without a row; they will be rescued")
         return ORPHAN_INTERVAL
-
-    async def _count(self) -> float:
-        """Count the queues, if this worker leads; the others say nothing, so that sums come out right."""
-        self._metrics.jobs.clear()
-        self._metrics.oldest_ready.clear()
-        if not self._vitals.leads:
-            return LEAD_INTERVAL
-        began = monotonic()
-        for row in await self._store.queue_depth():
-            self._metrics.jobs.labels(row["queue"], row["state"]).set(row["jobs"])
-            if row["state"] == "ready":
-                self._metrics.oldest_ready.labels(row["queue"]).set(max(row["oldest"], 0.0))
-        return max(DEPTH_INTERVAL, (monotonic() - began) * DEPTH_SHARE)
 
     async def _forever(self, duty: Callable[[], object]) -> None:
         """Do a duty again and again; it gives the pause until the next time."""

@@ -15,6 +15,7 @@ import orjson
 from pydantic import BaseModel
 
 from howdah.errors import RefusedError, UniqueKeyHeldError
+from howdah.tracecontext import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -109,9 +110,10 @@ _values = attrgetter(*_NAMES)
 PAYLOAD_OPTIONS = frozenset({"kind", *PayloadOptions.__annotations__})
 
 
-def arguments_json(given: Mapping[str, Any]) -> str:
-    """Give arguments as the text of a JSON object. Raises RefusedError for what has no place in it."""
-    return _dump({name: plain_argument(name, value) for name, value in given.items() if value is not None})
+def arguments_json(given: Mapping[str, Any], *, trace: bool = True) -> str:
+    """Give arguments as the text of a JSON object, the current span among the headers. Raises RefusedError for what has no place in it."""
+    told = traced(given) if trace else given
+    return _dump({name: plain_argument(name, value) for name, value in told.items() if value is not None})
 
 
 def payload_json(payload: Any) -> bytes:

@@ -37,7 +37,6 @@ def returned(job: Job[Any], handler: Handler, value: Any) -> Attempt:
 
 def failed(job: Job[Any], handler: Handler, error: BaseException) -> Attempt:
     """Give the outcome of what a handler raised: another attempt, or the end."""
-    log.debug("attempt failed", extra={**job_fields(job), "error": type(error).__name__})
     hide = hider(handler.secret, job.raw_payload)
     hopeless = isinstance(error, (*handler.discard_for, asyncpg.ForeignKeyViolationError)) and not isinstance(
         error, handler.retry_for

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from howdah.acker import Acker
 from howdah.canceller import Canceller
+from howdah.census import Census
 from howdah.chainer import Chainer
 from howdah.claimer import Claimer
 from howdah.database import Line
@@ -32,6 +34,7 @@ from howdah.slots import Cap, QueueSlots, RunTimes
 from howdah.standing import Standing
 from howdah.store import Store
 from howdah.systemd import Notifier
+from howdah.tracing import start_tracing
 from howdah.transactions import Transactions
 from howdah.vitals import Vitals
 
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
     from howdah.registry import Registry
 
 log = logging.getLogger("howdah.parts")
+
+#: How long a scrape waits for the main loop, in seconds: a little, or a standstill would hide the metrics that show it.
+FOLD_PATIENCE = 0.1
 
 
 class Parts:
@@ -60,14 +66,18 @@ class Parts:
         self._loop = asyncio.get_running_loop()
         self._lines = {
             name: self._line(name, raw_json=name in {"claim", "step"})
-            for name in ("claim", "ack", "chain", "spare", "step")
+            for name in ("claim", "ack", "chain", "spare", "step", "count")
         }
         self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
         self._processes = Processes(config.handlers, log_style=config.log_format, log_level=config.log_level)
         self._pool = HandlerPool(self._url, config.pool_size)
         self.lifespans = Lifespans(registry.lifespans)
         self.errors = ErrorReporters(registry.error_reporters)
-        self.metrics = Metrics()
+        self.tracing = start_tracing()
+        self.metrics = Metrics(
+            queues=config.queues,
+            kinds={kind: found.queue or "default" for kind in registry.kinds if (found := registry.get(kind))},
+        )
         self.vitals = Vitals()
         self.notifier = Notifier()
         self.claimed = asyncio.Event()
@@ -82,6 +92,7 @@ class Parts:
             keep_history=config.history_days > 0,
             on_relief=lambda: self.claimer.wake(),
         )
+        self.metrics.loop_lag.set_function(self.vitals.loop_lag)
         self.executor = Executor(
             registry=registry,
             metrics=self.metrics,
@@ -93,6 +104,7 @@ class Parts:
             processes=self._processes,
             resources=self.lifespans.resources,
             errors=self.errors,
+            tracing=self.tracing,
         )
         self.reporter = Reporter(store=self.store, executor=self.executor)
         run_times = RunTimes()
@@ -136,6 +148,9 @@ class Parts:
             on_ready=self.claimer.wake,
             on_suspects=self.claimer.suspects_wait,
         )
+        self.census = Census(
+            store=Store(self._lines["count"]), vitals=self.vitals, metrics=self.metrics, queues=config.queues
+        )
         self.standing = Standing(
             store=self.store,
             vitals=self.vitals,
@@ -178,6 +193,8 @@ class Parts:
         for line in self._lines.values():
             await line.close()
         await asyncio.to_thread(self._processes.close)
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # -- the lifeline's
@@ -210,6 +227,7 @@ class Parts:
             store=Store(self._side_lines["ask"]),
             vitals=self.vitals,
             metrics=self.metrics,
+            fold=self._fold,
             ttl=config.lease_ttl,
             hang_timeout=config.hang_timeout,
         )
@@ -227,6 +245,20 @@ class Parts:
             self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:  # the main loop is closed: nobody is left to tell
             log.debug("a word from the lifeline came too late")
+
+    async def _fold(self) -> None:
+        """Have what the main loop noted counted before somebody reads it; on the lifeline, which waits for no main loop that hangs."""
+        counted: Future[None] = Future()
+
+        def count() -> None:
+            self.metrics.fold()
+            if counted.set_running_or_notify_cancel():
+                counted.set_result(None)
+
+        self._tell(count)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FOLD_PATIENCE):
+                await asyncio.wrap_future(counted)
 
     def _obey(self, word: str) -> None:
         """Do what the control channel says."""

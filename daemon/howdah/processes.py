@@ -74,7 +74,9 @@ class Processes:
         timeout = job.timeout or handler.timeout
         facts = {name: getattr(job, name) for name in _FACTS}
         progress = self._note_for(job)
-        future = pool.schedule(_call_in_child, args=(self._modules, facts, str(progress)), timeout=timeout)
+        future = pool.schedule(
+            _call_in_child, args=(self._modules, facts, str(progress), logs.worker()), timeout=timeout
+        )
         try:
             value, job.chained = await asyncio.wrap_future(future)
         except TimeoutError:
@@ -225,7 +227,10 @@ def _load(modules: Sequence[str]) -> Registry:
     return load(modules)
 
 
-def _call_in_child(modules: Sequence[str], facts: dict[str, Any], progress: str) -> tuple[Any, list[bytes] | None]:
+def _call_in_child(
+    modules: Sequence[str], facts: dict[str, Any], progress: str, worker: int | None
+) -> tuple[Any, list[bytes] | None]:
+    logs.set_worker(worker)
     handler = _load(modules).get(facts["kind"])
     if handler is None:
         raise HowdahError(f"no handler for {facts['kind']} in a child process")

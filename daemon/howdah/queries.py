@@ -16,9 +16,11 @@ QUERIES = (
     "cancel_job",
     "cancel_jobs",
     "cancel_subject",
+    "census",
     "claim",
     "claim_suspect",
     "create_batch",
+    "depth",
     "disclaim",
     "drop_partitions",
     "enqueue",
@@ -50,7 +52,6 @@ QUERIES = (
     "pause",
     "pause_queue",
     "paused_queues",
-    "queue_depth",
     "queue_health",
     "recent_deaths",
     "register",
@@ -85,9 +86,9 @@ def sql_folder() -> Path:
     return packaged if packaged.is_dir() else here.parents[2] / "sql"
 
 
-def read_query(name: str) -> str:
-    """Give the text of one statement. Raises QueryFileError if the file is missing."""
-    path = sql_folder() / "queries" / f"{name}.sql"
+def read_query(name: str, folder: str = "queries") -> str:
+    """Give the text of one statement of a folder of `sql/`. Raises QueryFileError if the file is missing."""
+    path = sql_folder() / folder / f"{name}.sql"
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

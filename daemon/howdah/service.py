@@ -20,6 +20,7 @@ from howdah.lifespans import LEAVE_GRACE
 from howdah.ossignals import OSSignals, describe_tasks
 from howdah.parts import Parts
 from howdah.version import __version__
+from howdah.vitals import PULSE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("howdah.service")
 
-#: How often the main loop shows its pulse, in seconds.
-PULSE = 0.5
 #: How often the limits of a life are looked at, in seconds.
 LIMITS_INTERVAL = 0.05
 #: For the words of parting, to the database and to the lifeline, in seconds.
@@ -155,6 +154,7 @@ class Service:
             "reporter": parts.reporter.run(),
             "canceller": parts.canceller.run(),
             "maintenance": parts.maintenance.run(),
+            "census": parts.census.run(),
             "standing": parts.standing.run(),
             "lifespans": parts.lifespans.run(),
             "pulse": self._beat_pulse(),
@@ -170,13 +170,14 @@ class Service:
         stop.cancel()
 
     async def _beat_pulse(self) -> None:
-        loop, vitals = asyncio.get_running_loop(), self._parts.vitals
+        vitals = self._parts.vitals
         while True:
-            due = loop.time() + PULSE
+            due = time.monotonic() + PULSE
             await asyncio.sleep(PULSE)
             vitals.pulse = time.monotonic()
             vitals.working = self._parts.claimed.is_set()
-            self._parts.metrics.loop_lag.set(max(loop.time() - due, 0.0))
+            self._parts.metrics.fold()
+            vitals.lags.append(max(vitals.pulse - due, 0.0))
 
     async def _mind_limits(self) -> None:
         """Stop when the limits of this life are reached."""
@@ -248,6 +249,7 @@ class Service:
             log.error("settings not changed: %s", error)  # noqa: TRY400  # the sentence says it all
         else:
             logging.getLogger().setLevel(fresh.log_level.upper())
+            self._parts.executor.verbose = log.isEnabledFor(logging.DEBUG)
             for name, slots in self._parts.slots.items():
                 slots.resize(fresh.queues.get(name, slots.size))
             self._config = self._config.model_copy(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from howdah.chaining import link
 from howdah.jsontext import encode
 from howdah.steps import Steps
+from howdah.tracecontext import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,7 +49,7 @@ class WorkerServices:
 
     def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
         """Keep a job to be enqueued with the ack of this one. From any thread."""
-        asked = link(kind, payload, options)
+        asked = link(kind, payload, traced(options))
         with self._one_by_one:
             job.chained = [*(job.chained or ()), asked]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from howdah.errors import DatabaseUnavailableError, SchemaError
+from howdah.logs import set_worker
 from howdah.queries import sql_folder
 from howdah.version import __version__
 
@@ -81,6 +82,7 @@ class Standing:
         name = f"{socket.gethostname()}:{os.getpid()}"
         self._vitals.worker = await self._store.enter(name, __version__, self._ttl, list(self._slots), self._kinds)
         self._vitals.last_beat = time.monotonic()
+        set_worker(self._vitals.worker)
 
     def taken_for_dead(self, worker: int) -> None:
         """Say that the database has no row of this worker any more. On the main loop."""

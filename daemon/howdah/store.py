@@ -49,6 +49,25 @@ class Beat(NamedTuple):
     signals: bool
 
 
+class Depth(NamedTuple):
+    """How many jobs a queue has in a state, exactly or estimated, and the age of its oldest ready one in seconds."""
+
+    queue: str
+    state: str
+    jobs: int
+    exact: bool
+    oldest: float | None
+
+
+class CensusRow(NamedTuple):
+    """A sample of a figure of the whole database; `who` tells what it is of from another of the same labels."""
+
+    name: str
+    labels: list[str]
+    value: float | None
+    who: str | None
+
+
 class Store:
     """The daemon's statements over one connection."""
 
@@ -213,9 +232,13 @@ class Store:
 
     # -- questions
 
-    async def queue_depth(self) -> list[dict[str, Any]]:
+    async def depth(self) -> list[Depth]:
         """Count live jobs by queue and state, with the age of the oldest ready one in seconds."""
-        return [dict(row) for row in await self._line.fetch(SQL["queue_depth"])]
+        return [Depth(*row) for row in await self._line.fetch(SQL["depth"])]
+
+    async def census(self, *, sweep: float, grace: float) -> list[CensusRow]:
+        """Give what there is to know of the whole database besides its jobs."""
+        return [CensusRow(*row) for row in await self._line.fetch(SQL["census"], sweep, grace)]
 
     async def queue_health(self, *, sweep: float, grace: float) -> tuple[int, int]:
         """Count the jobs that hang, and those that are ready."""

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
+
+#: How often the main loop shows its pulse, in seconds, and for how many of them their lateness is remembered.
+PULSE, PULSES = 0.5, 30
+#: A job counts as stuck so many seconds past its worker's ttl, or past its own timeout.
+SWEEP, GRACE = 10.0, 30.0
 
 
 @dataclass(slots=True)
@@ -12,6 +18,7 @@ class Vitals:
 
     #: Written by the main loop.
     pulse: float = field(default_factory=time.monotonic)
+    lags: deque[float] = field(default_factory=lambda: deque(maxlen=PULSES))
     draining: bool = False
     working: bool = False
     worker: int = 0
@@ -31,3 +38,7 @@ class Vitals:
     def pulse_age(self) -> float:
         """Seconds since the main loop last turned."""
         return time.monotonic() - self.pulse
+
+    def loop_lag(self) -> float:
+        """Seconds by which the main loop's pulse was late at the worst of late, or is late now."""
+        return max(*self.lags.copy(), self.pulse_age() - PULSE, 0.0)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # 277,000 at a million rows by the primary key, 45,000 by a sequential scan.
 CLAIM_BOUND = 1_400
 PROMOTE_BOUND = 2_500
+# For 100 jobs of each lane, 100 that are not due and 20 pages.
+COUNT_BOUND = 2_500
 # For one row, or none (measured: at most 21; a first call on a connection reads up to 48 of the catalog besides).
 SMALL_BOUND = 80
 
@@ -40,6 +42,7 @@ STATEMENTS = {
     ),
     "a promotion": ("select * from howdah.promote(100)", "jobs_due", PROMOTE_BOUND),
     "a beat": ("select * from howdah.worker_beat(1)", None, SMALL_BOUND),
+    "a count of what lies where": ("select * from howdah.depth(100, 20)", "jobs_claim", COUNT_BOUND),
     "an enqueue": ("select * from howdah.enqueue('work')", None, SMALL_BOUND),
     "an enqueue with a key": ("select * from howdah.enqueue('work', unique_key => 'k')", None, SMALL_BOUND),
     "an enqueue for later": ("select * from howdah.enqueue('work', delay => '1 day')", "jobs_due", SMALL_BOUND),

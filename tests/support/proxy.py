@@ -34,6 +34,8 @@ class Proxy:
         self.lose_questions = 0.0
         #: The wire breaks instead of handing on an answer that has these bytes in it.
         self.lose_answers_with: bytes | None = None
+        #: While True no notification arrives: what a pooler that lends sessions does to them.
+        self.deaf = False
         self.cuts = 0
 
     @property
@@ -86,8 +88,11 @@ class Proxy:
         *,
         answers: bool,
     ) -> None:
+        frames = _Frames()
         try:
             while data := await source.read(1 << 16):
+                if answers:
+                    data = frames.cut(data, without=b"A" if self.deaf else b"")
                 if self._random.random() < (self.lose_answers if answers else self.lose_questions):
                     return
                 if answers and self.lose_answers_with is not None and self.lose_answers_with in data:
@@ -108,6 +113,28 @@ class Proxy:
             with contextlib.suppress(OSError, AttributeError):
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
+
+
+class _Frames:
+    """The server's words, one message at a time; what is not whole yet is kept."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._begun = False
+
+    def cut(self, data: bytes, *, without: bytes) -> bytes:
+        """Give the whole messages that have come, but none of the type `without`."""
+        if not self._begun:
+            self._begun = True
+            if data in {b"N", b"S"}:  # the answer to the question for TLS; 'N' means no
+                self._begun = data == b"S"
+                return data
+        self._rest += data
+        said = b""
+        while len(self._rest) >= 5 and len(self._rest) > (length := int.from_bytes(self._rest[1:5], "big")):
+            message, self._rest = self._rest[: length + 1], self._rest[length + 1 :]
+            said += message if message[:1] != without else b""
+        return said
 
 
 @asynccontextmanager

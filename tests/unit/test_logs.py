@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from howdah import logs
 from howdah.job import Job, current_job
 from howdah.logs import ConsoleFormatter, JSONFormatter
 
@@ -69,3 +70,18 @@ def test_a_stack_is_part_of_the_line() -> None:
     made = record("event")
     made.exc_info = (ValueError, ValueError("broken"), None)
     assert "ValueError: broken" in json.loads(JSONFormatter().format(made))["stack"]
+
+
+def test_a_console_stack_holds_no_control_character_but_its_line_ends() -> None:
+    made = record("event")
+    made.exc_info = (ValueError, ValueError("red \x1b[31m\r"), None)
+    text = ConsoleFormatter().format(made)
+    assert text.split("\n")[-1] == r"ValueError: red \x1b[31m\r"
+
+
+def test_every_line_says_which_worker_wrote_it_once_it_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "worker" not in json.loads(JSONFormatter().format(record("event")))
+    monkeypatch.setattr(logs, "_worker", None)
+    logs.set_worker(7)
+    assert json.loads(JSONFormatter().format(record("event")))["worker"] == 7
+    assert json.loads(JSONFormatter().format(record("rescued", worker=5)))["worker"] == 5

@@ -24,6 +24,8 @@ COMMANDS = {
     "pause": ("howdah.cli.queueing", "Let no worker claim from a queue."),
     "resume": ("howdah.cli.queueing", "Let a queue be claimed again."),
     "stats": ("howdah.cli.queueing", "Count live jobs by queue, kind and state."),
+    "doctor": ("howdah.doctor.command", "Look at everything that is known to go wrong, and say what to do."),
+    "top": ("howdah.top.command", "Watch queues, workers and running jobs."),
     "bench": ("howdah.bench", "Measure throughput, latency and cost per job."),
     "version": ("howdah.cli.about", "Print the version."),
 }

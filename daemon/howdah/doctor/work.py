@@ -1,0 +1,141 @@
+"""The doctor on the work: workers, jobs that nobody takes, that hang, that died; queues that are paused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from howdah.doctor.finding import fail, ok, several, span, warn
+from howdah.queries import read_query
+from howdah.vitals import GRACE, SWEEP
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from howdah.doctor.finding import Finding
+
+#: A ready job may be so many seconds old before the doctor minds.
+OLD_READY = 300.0
+
+
+async def examine_workers(connection: asyncpg.Connection) -> list[Finding]:
+    """See who lives, who is dead and not cleared away, and whether one of them leads."""
+    workers = await connection.fetch(read_query("workers", "doctor"))
+    living = [row for row in workers if not row["dead"]]
+    findings = [
+        warn(
+            "workers",
+            f"{row['name']} (worker {row['id']}) is dead, silent for {span(row['silent'])}",
+            "a living worker takes its jobs back; if none does, start one"
+            if not living
+            else "look at its log; its jobs are being taken back",
+        )
+        for row in workers
+        if row["dead"]
+    ]
+    if not living:
+        return [fail("workers", "none lives: no job is done", "howdah run"), *findings]
+    if not any(row["leads"] for row in living):
+        findings.append(
+            warn(
+                "workers",
+                "none of them leads: nobody counts queues and tables",
+                "wait for 30 s; then read the workers' logs",
+            )
+        )
+    draining = sum(row["draining"] for row in living)
+    versions = ", ".join(sorted({row["version"] for row in living}))
+    says = f"{len(living)} living{f', {draining} of them draining' if draining else ''}, of version {versions}"
+    return [ok("workers", says), *findings]
+
+
+async def examine_orphans(connection: asyncpg.Connection) -> list[Finding]:
+    """Find jobs that no living worker takes."""
+    rows = await connection.fetch(read_query("orphans", "doctor"))
+    return [
+        warn(
+            "orphans",
+            f"{several(row['jobs'], 'ready job')} of kind {row['kind']} in queue {row['queue']}, the oldest for {span(row['oldest'])}: "
+            + ("no living worker has a handler" if row["served"] else "no living worker serves the queue"),
+            f"deploy a worker with a handler for {row['kind']}, or cancel the jobs"
+            if row["served"]
+            else f"howdah run --queues {row['queue']}:10",
+        )
+        for row in rows
+    ] or [ok("orphans", "every ready job has a living worker that takes its kind")]
+
+
+async def examine_stuck(connection: asyncpg.Connection) -> list[Finding]:
+    """Find jobs that hang."""
+    rows = await connection.fetch(read_query("stuck", "doctor"), SWEEP, GRACE)
+    findings = []
+    for row in rows:
+        worker = row["worker"] or f"worker {row['leased_by']}, whose row is gone"
+        if row["dead"]:
+            says, do = f"held by {worker}, which is dead", "start a worker: it takes the job back"
+        else:
+            says = f"runs for {span(row['running'] or 0)} at {worker}, past its timeout of {span(row['timeout'])}"
+            do = f"howdah cancel {row['id']}; a thread that never looks at job.cancelled ends only with its process"
+        findings.append(
+            fail(
+                "stuck",
+                f"job {row['id']} ({row['kind']}) is {says}"
+                if row["dead"]
+                else f"job {row['id']} ({row['kind']}) {says}",
+                do,
+            )
+        )
+    return findings or [ok("stuck", "no job hangs")]
+
+
+async def examine_ready(connection: asyncpg.Connection) -> list[Finding]:
+    """See how much waits, and for how long."""
+    rows = await connection.fetch(read_query("depth"))
+    ready = [row for row in rows if row["state"] == "ready"]
+    old = [row for row in ready if (row["oldest"] or 0) > OLD_READY]
+    if old:
+        return [
+            warn(
+                "queues",
+                f"{row['queue']}: {'' if row['exact'] else 'about '}{row['jobs']:,} ready, the oldest for {span(row['oldest'])}",
+                "more slots or workers, if those that live are busy; see the other lines if they are not",
+            )
+            for row in old
+        ]
+    total = sum(row["jobs"] for row in ready)
+    running = sum(row["jobs"] for row in rows if row["state"] == "running")
+    return [ok("queues", f"{total:,} jobs ready, {running:,} in hand or running")]
+
+
+async def examine_paused(connection: asyncpg.Connection) -> list[Finding]:
+    """Name the queues that are paused."""
+    return [
+        warn(
+            "paused",
+            f"queue {row['name']} has been paused for {span(row['paused'])} by {row['paused_by'] or 'somebody'}",
+            f"howdah resume {row['name']}",
+        )
+        for row in await connection.fetch(read_query("paused", "doctor"))
+    ] or [ok("paused", "no queue")]
+
+
+async def examine_dead(connection: asyncpg.Connection) -> list[Finding]:
+    """Tell of the jobs that died in the last day, first of those that brought down workers."""
+    findings = []
+    for row in await connection.fetch(read_query("dead", "doctor")):
+        if row["poison"]:
+            findings.append(
+                fail(
+                    "poison",
+                    f"{several(row['poison'], 'job')} of kind {row['kind']} brought down their workers and were put aside, the last one job {row['newest']}",
+                    f"howdah show {row['newest']}; mend the handler, then howdah retry {row['newest']}",
+                )
+            )
+        if row["jobs"] > row["poison"]:
+            findings.append(
+                warn(
+                    "dead",
+                    f"{several(row['jobs'] - row['poison'], 'job')} of kind {row['kind']} died within a day, such as job {row['newest']}",
+                    f"howdah show {row['newest']}; howdah retry makes a new job of it",
+                )
+            )
+    return findings or [ok("dead", "no job within a day")]

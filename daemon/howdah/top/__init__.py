@@ -1,0 +1,1 @@
+"""`howdah top`: queues, workers and running jobs on a terminal, live."""
