@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from howdah import jsontext
 from howdah.jsontext import ERROR_LIMIT, Encoded, describe_error, encode, encode_error, encode_strictly
 
 texts = st.text(st.characters(codec=None))  # with NUL and lone surrogates
@@ -122,13 +123,27 @@ def test_a_long_stack_keeps_its_end() -> None:
 
 
 def test_a_stack_begins_with_the_authors_code() -> None:
-    """The engine's way to it helps nobody; here `encode_error` stands for the engine, whose own stack is kept whole."""
-    try:
+    """The engine's way to it helps nobody; here `encode_strictly` stands for the engine, whose own stack is kept whole."""
+    with pytest.raises(TypeError) as caught:
         encode_strictly(object())
-    except TypeError as error:
-        assert error.__traceback__ is not None
-        stack = json.loads(encode_error(error))["stack"]
-        assert "test_jsontext.py" in stack
-        engine = json.loads(encode_error(error.with_traceback(error.__traceback__.tb_next)))["stack"]
-        assert "jsontext.py" in engine
-        assert "test_jsontext.py" not in engine
+    stack = json.loads(encode_error(caught.value))["stack"]
+    assert "test_jsontext.py" in stack
+    assert caught.value.__traceback__ is not None
+    engine = json.loads(encode_error(caught.value.with_traceback(caught.value.__traceback__.tb_next)))["stack"]
+    assert "jsontext.py" in engine
+    assert "test_jsontext.py" not in engine
+
+
+def test_what_leads_to_the_authors_code_is_left_out() -> None:
+    namespace: dict[str, Any] = {}
+    exec(compile("def call(function):\n    function()", jsontext.__file__, "exec"), namespace)  # noqa: S102 - its file counts
+
+    def author() -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        namespace["call"](author)
+    assert caught.value.__traceback__ is not None
+    stack = json.loads(encode_error(caught.value.with_traceback(caught.value.__traceback__.tb_next)))["stack"]
+    assert "in author" in stack
+    assert "in call" not in stack
