@@ -82,7 +82,7 @@ declare
       waiters               .         rwd     .       r
       dependencies          .         rwd     r       r
       batches               .         rd      r       r
-      batch_ends            .         rad     r       r
+      batch_ends            .         rawd    r       r
       workers               .         rawd    r       r
       leader                .         rw      r       r
       queues                .         r       r       r

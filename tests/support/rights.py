@@ -95,7 +95,7 @@ RELATIONS: dict[str, dict[str, str]] = {
     "steps": {"howdah_worker": "SELECT INSERT", "howdah_admin": READ},
     "dependencies": {"howdah_worker": "SELECT UPDATE DELETE", "howdah_reader": READ, "howdah_admin": READ},
     "batches": {"howdah_worker": "SELECT DELETE", "howdah_reader": READ, "howdah_admin": READ},
-    "batch_ends": {"howdah_worker": "SELECT INSERT DELETE", "howdah_reader": READ, "howdah_admin": READ},
+    "batch_ends": {"howdah_worker": WRITE, "howdah_reader": READ, "howdah_admin": READ},
     "workers": {"howdah_worker": WRITE, "howdah_reader": READ, "howdah_admin": READ},
     "leader": {"howdah_worker": "SELECT UPDATE", "howdah_reader": READ, "howdah_admin": READ},
     "queues": dict.fromkeys(READERS, READ),
