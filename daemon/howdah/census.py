@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("howdah.census")
 
 #: Between counts, in seconds, and at least so many times as long as one took.
-INTERVAL, SHARE = 15.0, 100
+INTERVAL, SHARE = 20.0, 100
 #: How soon a worker that has come to lead begins to count, and how soon after a failure, in seconds.
 LEAD_INTERVAL, FAILED_INTERVAL = 1.0, 5.0
 #: Queues with a label of their own: anybody who may enqueue can make a name. The others are counted together.

@@ -27,7 +27,7 @@ DUE_INTERVAL, DEAF_DUE_INTERVAL = 10.0, 1.0
 FIRST_DUE_POLL, DUE_POLL_GROWTH = 0.05, 1.5
 #: Looks at what waits for other jobs, in seconds: acks let it go at once, and what they pass over is told by the word `settle`. Each
 #: look reads all that waits, so one that finds little gets a twentieth of the time.
-SETTLE_INTERVAL, DEAF_SETTLE_INTERVAL, SETTLE_SHARE = 15.0, 1.0, 20
+SETTLE_INTERVAL, DEAF_SETTLE_INTERVAL, SETTLE_SHARE = 30.0, 1.0, 20
 SETTLE_BATCH = 10_000
 RESCUE_BATCH = 10_000
 ORPHAN_INTERVAL = 300.0

@@ -428,7 +428,7 @@ def test_whatever_happens_to_jobs_the_tables_follow_the_model() -> None:
             run_state_machine_as_test(
                 Life,
                 settings=settings(
-                    max_examples=100,
+                    max_examples=60,
                     stateful_step_count=50,
                     deadline=None,
                     derandomize=True,

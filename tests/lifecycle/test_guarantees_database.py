@@ -265,7 +265,9 @@ async def test_an_idle_daemon_costs_next_to_nothing(
         server.terminate()
     memory = rss(worker)
     log.warning("idle %d s: %.2f transactions/s, %.2f %% CPU, %.1f MB", seconds, rate, share * 100, memory / 1e6)
-    assert rate <= 1.5
+    assert (
+        rate <= 1.5 + 2 / seconds
+    )  # what happens every ten seconds or more seldom may fall on both edges of a short window
     assert share < (0.005 if IDLE_SECONDS >= 60 else 0.01)
     assert memory < 90e6
 
