@@ -33,7 +33,7 @@ log = logging.getLogger("figures")
 
 TTL = 1
 #: How long the idle daemon is watched; a minute where somebody wants to know it exactly.
-IDLE_SECONDS = float(os.environ.get("HOWDAH_TEST_IDLE_SECONDS", "15"))
+IDLE_SECONDS = float(os.environ.get("HOWDAH_TEST_IDLE_SECONDS", "10"))
 
 
 @pytest.fixture

@@ -30,6 +30,10 @@ def doctor(*, as_json: bool, **flags: Any) -> None:
     """Look at everything that is known to go wrong, and say what to do; exit 1 if something hurts now.
 
     Changes nothing, and any login may ask: what it may not see is said so.
+
+    \b
+    howdah doctor
+    howdah doctor --json | jq '.findings[] | select(.level == "fail")'
     """
     try:
         config = load_config(**flags)

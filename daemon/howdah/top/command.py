@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     "--interval", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Seconds between frames."
 )
 def top(*, once: bool, interval: float, **flags: Any) -> None:
-    """Watch queues, workers and running jobs; Ctrl-C ends it. Cheap however many jobs there are: ~ marks an estimate."""
+    """Watch queues, workers and running jobs; Ctrl-C ends it. Cheap however many jobs there are: ~ marks an estimate.
+
+    \b
+    howdah top
+    howdah top --once | head -20
+    """
     try:
         config = load_config(**flags)
         url = _url(config)
