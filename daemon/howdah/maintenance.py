@@ -32,6 +32,8 @@ SETTLE_BATCH = 10_000
 RESCUE_BATCH = 10_000
 ORPHAN_INTERVAL = 300.0
 HISTORY_INTERVAL, HISTORY_AHEAD = 3600.0, 14
+#: The same for a worker that does not lead: soon after its start, when its first beat may not have told yet, and then now and then.
+FIRST_HISTORY_INTERVAL, FOLLOWER_INTERVAL = 1.0, 300.0
 
 
 class Maintenance:
@@ -55,6 +57,7 @@ class Maintenance:
         self._history_days = history_days
         self._on_ready = on_ready
         self._on_suspects = on_suspects
+        self._history_pause = FIRST_HISTORY_INTERVAL
         self._stir = asyncio.Event()
         self._unsettled = asyncio.Event()
 
@@ -151,9 +154,11 @@ class Maintenance:
     async def _keep_history(self) -> float:
         """Have partitions ahead, drop old ones."""
         await self._store.make_partitions(HISTORY_AHEAD)
-        if self._vitals.leads:
-            for name in await self._store.drop_partitions(max(self._history_days, 1)):
-                log.info("dropped history", extra={"partition": name})
+        if not self._vitals.leads:
+            pause, self._history_pause = self._history_pause, FOLLOWER_INTERVAL
+            return pause
+        for name in await self._store.drop_partitions(max(self._history_days, 1)):
+            log.info("dropped history", extra={"partition": name})
         return HISTORY_INTERVAL
 
     async def _sweep_orphans(self) -> float:

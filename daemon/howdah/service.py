@@ -17,6 +17,7 @@ from howdah.drain import ACK_GRACE, CANCEL_GRACE, Drain
 from howdah.errors import ConfigError, DatabaseUnavailableError, LifespanError
 from howdah.lifeline import HUNG
 from howdah.lifespans import LEAVE_GRACE
+from howdah.logs import set_worker
 from howdah.ossignals import OSSignals, describe_tasks
 from howdah.parts import Parts
 from howdah.version import __version__
@@ -298,6 +299,7 @@ class Service:
         await self._parts.close()
         processed, dead = self._parts.metrics.count_finished()
         log.info("stopped", extra={"processed": processed, "dead": dead})
+        set_worker(None)  # a guest's process lives on
         return left is not None
 
     def _set_deadlines(self, timeout: float) -> None:
