@@ -68,15 +68,14 @@ def make(kind: type[Metrics]) -> tuple[Metrics, Executor]:
         registry=only,
         metrics=metrics,
         put=lambda _attempt, _chain: None,
-        steps=unused,
         write_start=unused,
-        connection=unused,
+        services=unused,
+        transactions=unused,
         threads=unused,
         processes=unused,
         resources={},
         errors=unused,
         tracing=None,
-        keep_history=True,
     )
     return metrics, executor
 
