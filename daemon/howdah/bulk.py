@@ -52,7 +52,7 @@ async def retry_jobs(
             elif job_id in rows:
                 report.refused[job_id] = KEY_HELD
             else:  # it is not there, or somebody came in between: asked for by itself, it says why
-                await _alone(connection, report, job_id, SQL["retry_job"])
+                await _alone(connection, report, job_id, SQL["retry"])
         on_progress(len(some))
     return report
 
@@ -75,7 +75,7 @@ async def cancel_jobs(
             if not _is_refusal(error):
                 raise
             for job_id in some:
-                await _alone(connection, report, job_id, SQL["cancel_job"], by, reason)
+                await _alone(connection, report, job_id, SQL["cancel"], by, reason)
         on_progress(len(some))
     return report
 

@@ -118,7 +118,7 @@ async def show_job(connection: asyncpg.Connection, job_id: int) -> Row | None:
 
 async def explain_job(connection: asyncpg.Connection, job_id: int) -> str:
     """Say why a job is where it is, and what would change that."""
-    return str(await connection.fetchval(SQL["explain_job"], job_id))
+    return str(await connection.fetchval(SQL["explain"], job_id))
 
 
 async def job_state(connection: asyncpg.Connection, job_id: int) -> Row | None:

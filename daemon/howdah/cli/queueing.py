@@ -92,7 +92,7 @@ def stats(*, as_json: bool, **flags: Any) -> None:
 
 async def _pause(connection: asyncpg.Connection, queue: str, by: str) -> list[str]:
     known = await known_queues(connection)
-    await connection.execute(SQL["pause_queue"], queue, by)
+    await connection.execute(SQL["pause"], queue, by)
     return known
 
 
