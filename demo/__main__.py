@@ -16,6 +16,8 @@ from demo.daemons import daemons, kill_while_it_works, stop_cleanly
 from demo.errors import DemoError
 from demo.proof import find_losses, wait_until_idle
 from demo.report import Numbers, table
+from demo.scene import lost, on
+from demo.scenes import SCENES
 from demo.stage import stage
 
 console = Console()
@@ -45,8 +47,9 @@ async def demonstrate(actions: int, seed: int) -> object:
     random = Random(seed)  # noqa: S311 - a crowd, not a cipher
     say("starting PostgreSQL, and making users, sessions and posts")
     async with stage(random) as (url, logs, pool):
+        scenes = [scene(pool, random, logs) for scene in SCENES]
         say("starting two daemons")
-        async with daemons(url, logs, pool, count=2) as (victim, survivor):
+        async with on(scenes) as environment, daemons(url, logs, pool, environment, count=2) as (victim, survivor):
             say(f"{actions:,} likes and unlikes, seed {seed}")
             crowd = Crowd(pool, random, actions)
             async with crowd.playing() as play:
@@ -58,10 +61,14 @@ async def demonstrate(actions: int, seed: int) -> object:
             await wait_until_idle(pool, survivor)
             say("likes in a transaction that stays open until the jobs for earlier likes have run")
             await crowd.have_the_last_word()
+            for scene in scenes:
+                say(scene.title)
+                await scene.play()
             await wait_until_idle(pool, survivor)
             await find_losses(pool, crowd, victim, held)
+            await lost(scenes)
             await stop_cleanly(survivor)
-            return table(await Numbers.measure(pool, crowd, held))
+            return table(await Numbers.measure(pool, crowd, held), scenes)
 
 
 def say(what: str) -> None:

@@ -43,13 +43,15 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemons(url: str, logs: Path, pool: asyncpg.Pool, *, count: int) -> AsyncIterator[list[Daemon]]:
+async def daemons(
+    url: str, logs: Path, pool: asyncpg.Pool, environment: dict[str, str], *, count: int
+) -> AsyncIterator[list[Daemon]]:
     """Start daemons and give them once they work. Whatever happens, none is left at the end."""
     async with AsyncExitStack() as stack:
         started = []
         for number in range(1, count + 1):
             log = logs / f"daemon-{number}.log"
-            process = await _start(url, log)
+            process = await _start(url, log, environment)
             stack.push_async_callback(_make_sure_it_ended, process)
             started.append((f"daemon {number}", process, log))
         yield [Daemon(name, process, log, await _worker_id(pool, name, process, log)) for name, process, log in started]
@@ -96,7 +98,7 @@ async def stop_cleanly(daemon: Daemon) -> None:
         raise _ended(daemon.name, code, daemon.log)
 
 
-async def _start(url: str, log: Path) -> Process:
+async def _start(url: str, log: Path, environment: dict[str, str]) -> Process:
     settings = {
         "HOWDAH_DATABASE_URL": url,
         "HOWDAH_HANDLERS": "handlers",
@@ -104,10 +106,17 @@ async def _start(url: str, log: Path) -> Process:
         "HOWDAH_LEASE_TTL": str(LEASE_TTL),
         "HOWDAH_LOG_FORMAT": "json",
     }
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("HOWDAH_")}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("HOWDAH_", "APP_"))}
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "howdah", "run", env=ours | settings, cwd=_REPOSITORY, stdout=output, stderr=output
+            sys.executable,
+            "-m",
+            "howdah",
+            "run",
+            env=ours | settings | environment,
+            cwd=_REPOSITORY,
+            stdout=output,
+            stderr=output,
         )
 
 

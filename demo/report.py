@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from demo.crowd import Crowd
+    from demo.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Numbers:
         )
 
 
-def table(numbers: Numbers) -> Table:
-    """Lay the numbers out for people."""
+def table(numbers: Numbers, scenes: list[Scene]) -> Table:
+    """Lay the numbers out for people, and what each scene has to show."""
     rows = Table(show_header=False, title="The demonstration")
     rows.add_column()
     rows.add_column(justify="right")
@@ -67,6 +68,10 @@ def table(numbers: Numbers) -> Table:
     rows.add_row("… in transactions held open", f"{numbers.in_open_transactions:,}")
     rows.add_row("… transactions that outlived a count of their post", f"{numbers.outlived:,}")
     rows.add_row("likes at the end, all counted", f"{numbers.likes:,} on {numbers.posts} posts")
+    for scene in scenes:
+        rows.add_section()
+        for what, shown in scene.shown:
+            rows.add_row(what, shown)
     rows.add_section()
     for outcome, jobs in numbers.outcomes.items():
         rows.add_row(f"jobs {outcome}", f"{jobs:,}")

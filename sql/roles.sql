@@ -3,7 +3,8 @@
 --
 -- Give a role of yours a part of it: `create role shop login in role howdah_producer`.
 --   howdah_owner     owns the schema and all that is in it. Nobody logs in as it; who migrates is a member of it.
---   howdah_producer  enqueues, and reads nothing.
+--   howdah_producer  enqueues, and reads nothing. A handler's own login is one, too: HOWDAH_POOL_DATABASE_URL. Hence it may call
+--                    `complete`, as the last act of a handler's transaction; who does not hold the job's lease is refused there.
 --   howdah_worker    what the statements in sql/queries need, in Python or any other language. It owns nothing: an owner passes
 --                    row-level security. It can neither change the schema nor the settings, nor what has been migrated.
 --   howdah_reader    reads job_status, where payload keys that their kind declares secret are ***.
@@ -44,7 +45,7 @@ declare
 
       claim                 .         X       .       .
       start                 .         X       .       .
-      complete              .         X       .       .
+      complete              X         X       .       .
       fail                  .         X       .       .
       release               .         X       .       .
       beat                  .         X       .       .

@@ -83,6 +83,8 @@ class Config(BaseSettings):
     database_url: PostgresURL | None = None
     #: A direct address for LISTEN, where `database_url` leads through a pooler.
     listen_database_url: PostgresURL | None = None
+    #: Another login for the handlers' connections, with no more rights than they need; none: `database_url`.
+    pool_database_url: PostgresURL | None = None
     queues: Annotated[dict[str, int], NoDecode, BeforeValidator(_queues)] = {"default": 100}
     #: The most jobs running at once over all queues; none: the sum of the queues' slots.
     concurrency: Annotated[int, Field(ge=1)] | None = None
@@ -123,7 +125,7 @@ def _secrets(given: dict[str, Any]) -> dict[str, Any]:
     """Read what comes from elsewhere than HOWDAH_NAME: …_FILE, systemd credentials, and DATABASE_URL last."""
     found: dict[str, Any] = {}
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    for name in ("database_url", "listen_database_url", "admin_token"):
+    for name in ("database_url", "listen_database_url", "pool_database_url", "admin_token"):
         if name in given or _variable(name) in os.environ:
             continue
         path = os.environ.get(_variable(name) + "_FILE")

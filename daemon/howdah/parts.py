@@ -70,7 +70,7 @@ class Parts:
         }
         self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
         self._processes = Processes(config.handlers, log_style=config.log_format, log_level=config.log_level)
-        self._pool = HandlerPool(self._url, config.pool_size)
+        self._pool = HandlerPool(config.pool_database_url or self._url, config.pool_size)
         self.lifespans = Lifespans(registry.lifespans)
         self.errors = ErrorReporters(registry.error_reporters)
         self.tracing = start_tracing()

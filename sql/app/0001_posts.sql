@@ -3,6 +3,28 @@
 
 create schema app;
 
+-- Whom the handlers connect as: a login of yours that is `in role app_handlers`. It may enqueue, and has in this schema what the
+-- grants at the end of each of these files give, nothing more. Roles belong to the whole server: another database may have made it.
+do $$
+begin
+  if to_regrole('app_handlers') is null then
+    create role app_handlers nologin;
+  end if;
+exception
+  when duplicate_object or unique_violation then null;
+end $$;
+do $$
+begin
+  if not pg_has_role('app_handlers', 'howdah_producer', 'usage') then
+    grant howdah_producer to app_handlers;
+  end if;
+exception
+  when unique_violation then null;
+  when others then
+    if sqlerrm not like 'tuple concurrently updated' then raise; end if;
+end $$;
+grant usage on schema app to app_handlers;
+
 -- What holds for the whole application: one row.
 create table app.settings (
   singleton       boolean  primary key default true check (singleton),
@@ -203,3 +225,9 @@ with orphaned as materialized (
 deleted as (
   delete from app.post_images i using orphaned o where i.id = o.id returning i.id)
 select count(*)::int from deleted $$;
+
+-- What the handlers do here; `for update` asks for the right to update, too.
+grant select, update (likes, rank) on app.posts to app_handlers;
+grant select on app.post_ratings to app_handlers;
+grant select, update (expires_at), delete on app.sessions to app_handlers;
+grant select, update (url), delete on app.post_images to app_handlers;

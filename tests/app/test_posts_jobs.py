@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
-from support.daemon import Daemon
 from support.eventually import aeventually
 from support.jobs import enqueue, enqueue_coalesced, refused, status
 
-from howdah.migrate import migrate
-
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     import asyncpg
-    from support.cluster import Database
+    from conftest import StartApp
+    from support.daemon import Daemon
 
     Connect = Callable[[], Awaitable[asyncpg.Connection]]
     StartDaemon = Callable[[], Awaitable[Daemon]]
 
-REPOSITORY = Path(__file__).parents[2]
-# A test's daemon has a handlers module of its own in its folder; this one opens into the application's.
-HANDLERS = f"""
-__path__ = [{str(REPOSITORY / "handlers")!r}]
-import handlers.posts
-"""
-
 
 @pytest.fixture
 async def app(connection: asyncpg.Connection) -> asyncpg.Connection:
-    await migrate(connection, source="app", folder=REPOSITORY / "sql" / "app")
     await connection.execute("update app.settings set like_sync_delay = '50 ms'")
     return connection
 
 
 @pytest.fixture
-def daemon(database: Database, tmp_path: Path) -> Iterator[StartDaemon]:
-    daemons: list[Daemon] = []
-
-    async def start() -> Daemon:
-        folder = tmp_path / f"daemon{len(daemons)}"
-        daemons.append(Daemon(folder, url=database.url, handlers=HANDLERS, environment={"HOWDAH_LEASE_TTL": "2"}))
-        return await daemons[-1].ready()
-
-    yield start
-    for one in daemons:
-        one.reap()
+def daemon(app_daemon: StartApp) -> StartDaemon:
+    return partial(app_daemon, "posts")
 
 
 async def test_a_like_committed_after_the_job_of_an_earlier_one_has_run_leads_to_another_count(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -13,8 +12,6 @@ import pytest
 from support.eventually import aeventually
 from support.jobs import claim, waits_for_lock
 
-from howdah.migrate import migrate
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -22,12 +19,9 @@ if TYPE_CHECKING:
 
     Connect = Callable[[], Awaitable[asyncpg.Connection]]
 
-APP = Path(__file__).parents[2] / "sql" / "app"
-
 
 @pytest.fixture
 async def app(connection: asyncpg.Connection) -> asyncpg.Connection:
-    await migrate(connection, source="app", folder=APP)
     await connection.execute("update app.settings set like_sync_delay = '0'")
     await connection.execute("set lock_timeout = '5s'")  # a wait that should not be is a failure, not a hanging test
     return connection

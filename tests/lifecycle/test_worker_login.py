@@ -75,6 +75,39 @@ async def app(connection: asyncpg.Connection, worker: Database) -> asyncpg.Conne
     return connection
 
 
+async def test_handlers_may_have_a_login_of_their_own_that_only_enqueues_and_their_commits_are_one(
+    daemon: StartDaemon, app: asyncpg.Connection, worker: Database, database: Database
+) -> None:
+    handlers = (
+        HANDLERS
+        + """
+@handler("who", transaction=True)
+async def who(job: Job, connection: asyncpg.Connection) -> str:
+    await connection.execute("insert into public.effects (job) values ($1)", job.id)
+    await job.enqueue("work", subject="child")
+    return await connection.fetchval("select session_user::text")
+
+@handler("peeks")
+async def peeks(job: Job) -> None:
+    async with job.connection() as connection:
+        await connection.execute("select from howdah.jobs")
+"""
+    )
+    async with login(database, "howdah_producer") as producer:
+        await app.execute(f"grant insert on public.effects to {name_of(producer)}")
+        running = await daemon(handlers, url=worker.url, pool_database_url=producer.url)
+        who = await enqueue(app, "who")
+        job = await end_of(app, who)
+        assert (job["state"], job["result"]) == ("completed", name_of(producer))
+        assert await app.fetchval("select array_agg(job) from public.effects") == [who]
+        peeks = await end_of(app, await enqueue(app, "peeks", max_attempts=1))
+        assert (peeks["state"], "permission denied" in peeks["error"]) == ("dead", True)
+        await aeventually(lambda: is_empty(app))
+        assert await app.fetchval("select state from howdah.job_history where subject = 'child'") == "completed"
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.wait() == 0
+
+
 def has_complained(daemon: Daemon) -> list[str]:
     return [line for line in daemon.output().splitlines() if "permission denied" in line or "row-level" in line]
 

@@ -68,7 +68,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "explain_ready": set(),
     "claim_ready": WORKER,
     "claim_suspect": WORKER,
-    "complete": WORKER,
+    "complete": WORKER | {"howdah_producer"},
     "ack": WORKER,
     "ack_fate": WORKER,
     "with_error": WORKER,

@@ -42,7 +42,7 @@ def run(*, embedded: bool, until_empty: bool, max_jobs: int | None, max_seconds:
 
     Other settings are variables or lines of the TOML file that HOWDAH_CONFIG names: HOWDAH_POLL_INTERVAL (1),
     HOWDAH_POOL_SIZE (10), HOWDAH_HISTORY_DAYS (14), HOWDAH_HANG_TIMEOUT (300), HOWDAH_LISTEN_DATABASE_URL, HOWDAH_ADMIN_TOKEN,
-    HOWDAH_LOG_LEVEL (info), HOWDAH_DATA_DIR (.howdah). A database that is away is waited for.
+    HOWDAH_POOL_DATABASE_URL (a login for the handlers alone), HOWDAH_LOG_LEVEL (info), HOWDAH_DATA_DIR (.howdah). A database that is away is waited for.
 
     \b
     TERM, INT drain; again, or QUIT: leave now     TSTP stops claiming, CONT goes on

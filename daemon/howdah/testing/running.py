@@ -132,6 +132,7 @@ async def _live(
     config = Config(
         database_url=url,
         listen_database_url=url,
+        pool_database_url=url,
         queues=dict.fromkeys(queues, SLOTS),
         concurrency=None,
         handlers=modules_of(registry),

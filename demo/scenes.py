@@ -1,0 +1,10 @@
+"""Which scenes are played, in this order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from demo.scene import Scene
+
+SCENES: tuple[type[Scene], ...] = ()

@@ -1,0 +1,2 @@
+-- Accounts: people, what they may learn, and what they did.
+select;

@@ -1,0 +1,2 @@
+-- Images of posts, and what people want to be told.
+select;

@@ -1,0 +1,2 @@
+-- Courses, their documents, and what is made of them.
+select;

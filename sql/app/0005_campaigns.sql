@@ -1,0 +1,2 @@
+-- Campaigns: one text to many chats.
+select;
