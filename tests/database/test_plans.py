@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support.jobs import Line, add_worker, claim, enqueue_many
 
+pytestmark = pytest.mark.costs
+
 if TYPE_CHECKING:
     import asyncpg
     from conftest import Connect

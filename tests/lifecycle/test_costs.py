@@ -11,6 +11,8 @@ import pytest
 
 JOBS = 10_000
 
+pytestmark = pytest.mark.costs
+
 
 @pytest.fixture
 def figures() -> dict[str, Any]:

@@ -240,6 +240,7 @@ async def work(job: Job) -> None:
     await checker.check()
 
 
+@pytest.mark.costs
 async def test_an_idle_daemon_costs_next_to_nothing(
     daemon: StartDaemon, connection: asyncpg.Connection, database: Database
 ) -> None:

@@ -65,7 +65,7 @@ async def clone(template_url: str, *, empty: bool = False) -> Database:
     """Make a copy of the template; `empty`: a database without anything in it."""
     template = "template0" if empty else urlsplit(template_url).path.lstrip("/")
     name = f"howdah_test_{secrets.token_hex(6)}"
-    await execute(template_url, f'create database "{name}" template "{template}"')
+    await execute(template_url, f'create database "{name}" template "{template}"', copying=True)
     return Database(url_of(template_url, name), name)
 
 
@@ -99,10 +99,12 @@ def url_of(url: str, database: str) -> str:
     return urlsplit(url)._replace(path=f"/{database}").geturl()
 
 
-async def execute(url: str, statement: str) -> None:
-    """Run a statement about databases; it runs from outside of all of them."""
+async def execute(url: str, statement: str, *, copying: bool = False) -> None:
+    """Run a statement about databases; it runs from outside of all of them. `copying`: of a template, the quickest way."""
     connection = await asyncpg.connect(url_of(url, "postgres"))
     try:
-        await connection.execute(statement)
+        # By default every page goes through the WAL: twice the time. Before PostgreSQL 15 there was no other way than this.
+        fast = copying and connection.get_server_version() >= (15,)
+        await connection.execute(f"{statement} strategy file_copy" if fast else statement)
     finally:
         await connection.close()
