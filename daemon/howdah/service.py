@@ -20,6 +20,7 @@ from howdah.lifespans import LEAVE_GRACE
 from howdah.logs import set_worker
 from howdah.ossignals import OSSignals, describe_tasks
 from howdah.parts import Parts
+from howdah.scratch import find_scratch
 from howdah.version import __version__
 from howdah.vitals import PULSE
 
@@ -86,6 +87,7 @@ class Service:
 
     async def run(self) -> Report:
         """Live: work until told to stop, drain, leave. Raises SchemaError, ConfigError; the report says how it went."""
+        find_scratch()
         self._parts = Parts(self._config, self._registry, on_failure=self._fail, guest=self._guest)
         self._built.set()
         with nullcontext() if self._guest else OSSignals(self._signal_calls(), at_once=self._note_signal):

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.deploy,
-    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("systemd-nspawn") is None, reason="needs root and systemd-nspawn"),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("systemd-nspawn") is None, reason="needs root and systemd-nspawn"
+    ),
 ]
 
 REPOSITORY = Path(__file__).parents[2]
@@ -78,7 +80,12 @@ def machine(server: tuple[EmbeddedPostgres, Path]) -> Iterator[Machine]:
     postgres, sockets = server
     # Another build may have left a wheel of another release.
     shutil.rmtree(REPOSITORY / "dist", ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"], cwd=REPOSITORY, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
     parts = urlsplit(postgres.url())
     address = f"postgresql://{parts.username}:{parts.password}@/postgres?host={sockets}&port={parts.port}"
     with Machine(sockets) as machine:
@@ -93,7 +100,9 @@ def machine(server: tuple[EmbeddedPostgres, Path]) -> Iterator[Machine]:
         known = {"DATABASE_URL": address, "OWNER_URL": address}
         for name in ("configure", "migrate"):
             machine.run(block(name), folder=CHECKOUT, environment=known)
-        machine.run("echo HOWDAH_HANDLERS=handlers,probe >> /etc/howdah/howdah.env; echo HOWDAH_LEASE_TTL=3 >> /etc/howdah/howdah.env")
+        machine.run(
+            "echo HOWDAH_HANDLERS=handlers,probe >> /etc/howdah/howdah.env; echo HOWDAH_LEASE_TTL=3 >> /etc/howdah/howdah.env"
+        )
         machine.run(block("start"), folder=CHECKOUT)
         yield machine
 
@@ -128,20 +137,27 @@ async def reaches(jobs: asyncpg.Connection, job: int, wanted: str, within: float
 
 
 def drop_in(machine: Machine, text: str) -> None:
-    machine.run(f"mkdir -p /run/systemd/system/howdah.service.d; printf '{text}' > /run/systemd/system/howdah.service.d/test.conf; systemctl daemon-reload; systemctl restart howdah")
+    machine.run(
+        f"mkdir -p /run/systemd/system/howdah.service.d; printf '{text}' > /run/systemd/system/howdah.service.d/test.conf; systemctl daemon-reload; systemctl restart howdah"
+    )
 
 
-async def test_the_instructions_bring_up_a_service_that_works_with_few_rights(service: Machine, jobs: asyncpg.Connection) -> None:
+async def test_the_instructions_bring_up_a_service_that_works_with_few_rights(
+    service: Machine, jobs: asyncpg.Connection
+) -> None:
     assert service.show("howdah", "ActiveState") == "active"
     assert "claiming" in service.show("howdah", "StatusText") or service.show("howdah", "StatusText")
     job = await jobs.fetchval("select id from howdah.enqueue('nap', '{\"seconds\": 0}')")
     assert (await reaches(jobs, job, "completed"))["result"] == '"slept"'
     pid = service.show("howdah", "MainPID")
     # Nobody's user, and the address is in nobody's environment.
-    assert service.run(f"stat -c %u /proc/{pid}") .strip() not in {"0", "65534"}
+    assert service.run(f"stat -c %u /proc/{pid}").strip() not in {"0", "65534"}
     assert "postgresql://" not in service.run(f"tr '\\\\0' '\\\\n' < /proc/{pid}/environ")
     assert "postgresql://" not in service.run("systemctl show howdah; journalctl -u howdah --no-pager")
-    assert "verify" not in service.call("systemd-analyze verify howdah.service howdah@mail.service 2>&1 | grep howdah").stdout
+    assert (
+        "verify"
+        not in service.call("systemd-analyze verify howdah.service howdah@mail.service 2>&1 | grep howdah").stdout
+    )
 
 
 def test_its_exposure_is_below_2(service: Machine) -> None:
@@ -170,7 +186,9 @@ def test_a_reload_reads_the_file_again_and_interrupts_nothing(service: Machine) 
     assert service.show("howdah", "ActiveState") == "active"
 
 
-async def test_a_process_that_is_wedged_is_aborted_with_its_stacks_and_started_again(service: Machine, jobs: asyncpg.Connection) -> None:
+async def test_a_process_that_is_wedged_is_aborted_with_its_stacks_and_started_again(
+    service: Machine, jobs: asyncpg.Connection
+) -> None:
     drop_in(service, "[Service]\\nWatchdogSec=3\\n")
     job = await jobs.fetchval("select id from howdah.enqueue('wedge')")
     ended = await reaches(jobs, job, "completed", within=40)
@@ -189,7 +207,9 @@ async def test_a_killed_daemon_is_started_again(service: Machine, jobs: asyncpg.
     assert int(service.show("howdah", "NRestarts")) == 1
 
 
-@pytest.mark.parametrize(("line", "named"), [("HOWDAH_QUEUES=mail:none", "HOWDAH_QUEUES"), ("HOWDAH_HANDLERS=nowhere", "nowhere")])
+@pytest.mark.parametrize(
+    ("line", "named"), [("HOWDAH_QUEUES=mail:none", "HOWDAH_QUEUES"), ("HOWDAH_HANDLERS=nowhere", "nowhere")]
+)
 def test_a_wrong_configuration_is_told_in_a_line_and_not_tried_again(service: Machine, line: str, named: str) -> None:
     service.run(f"echo {line} >> /etc/howdah/howdah.env")
     assert service.call("systemctl restart howdah").returncode != 0
@@ -200,7 +220,9 @@ def test_a_wrong_configuration_is_told_in_a_line_and_not_tried_again(service: Ma
 
 
 async def test_several_daemons_run_on_one_host(service: Machine, jobs: asyncpg.Connection) -> None:
-    service.run("printf 'HOWDAH_QUEUES=mail:2\\nHOWDAH_HTTP_PORT=9544\\n' > /etc/howdah/mail.env; systemctl start howdah@mail || { journalctl -u howdah@mail --no-pager -n 20; exit 1; }")
+    service.run(
+        "printf 'HOWDAH_QUEUES=mail:2\\nHOWDAH_HTTP_PORT=9544\\n' > /etc/howdah/mail.env; systemctl start howdah@mail || { journalctl -u howdah@mail --no-pager -n 20; exit 1; }"
+    )
     try:
         job = await jobs.fetchval("select id from howdah.enqueue('nap', '{\"seconds\": 0}', queue => 'mail')")
         await reaches(jobs, job, "completed")
