@@ -18,6 +18,8 @@ LABEL org.opencontainers.image.title="Howdah" \
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin howdah
 COPY --from=build /opt/howdah /opt/howdah
 COPY handlers /app/handlers
+# The application's own schema: `migrate --app sql`.
+COPY sql/app /app/sql
 WORKDIR /app
 USER 10001:10001
 # All addresses: whoever scrapes comes from outside. What is not metrics or health asks for HOWDAH_ADMIN_TOKEN then.
