@@ -19,9 +19,10 @@ class FaultyMailServer(MailServer):
         #: What the next recipients, and the next mails, are answered.
         self.recipient_answers: list[str] = []
         self.mail_answers: list[str] = []
-        #: While set: a mail waits before it is taken, or after.
+        #: While set: a mail waits before it is taken.
         self.hold_mail = False
-        self.hold_taken = False
+        #: The mail of this number, from 1, waits when it has been taken, before anybody hears of it.
+        self.hold_taken = 0
         #: The connection breaks after the next mail was taken, instead of a word.
         self.break_after = 0
         self.held = 0
@@ -29,7 +30,7 @@ class FaultyMailServer(MailServer):
 
     def let_go(self) -> None:
         """Hold nothing any more."""
-        self.hold_mail = self.hold_taken = False
+        self.hold_mail, self.hold_taken = False, 0
         self._free.set()
 
     async def on_recipient(self, address: str) -> str | None:  # noqa: ARG002 - the same for all
@@ -44,7 +45,7 @@ class FaultyMailServer(MailServer):
 
     async def on_taken(self, mail: EmailMessage) -> str | None:  # noqa: ARG002 - the same for all
         """Wait, or break."""
-        if self.hold_taken:
+        if self.hold_taken == len(self.mails):
             await self._wait()
         if self.break_after:
             self.break_after -= 1
