@@ -69,8 +69,10 @@ def check_url(url: URL, allowed: Allowed) -> None:
     if not host:
         raise AddressRefusedError(url, "is refused: it names no host")
     # aiohttp takes 127.1 for a literal, too, and the system's connect() understands it: what looks like one must be one.
-    if (":" in host or host.replace(".", "").isdigit()) and not allowed.name(host):
+    if ":" in host or host.replace(".", "").isdigit():
         check_address(host, allowed, url)
+    elif not _NAME.fullmatch(host.lower().rstrip(".")):
+        raise AddressRefusedError(url, "is refused: it names no proper host")
 
 
 def check_address(text: str, allowed: Allowed, what: object) -> None:

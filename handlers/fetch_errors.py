@@ -64,4 +64,5 @@ def shown(url: object) -> str:
     if slashes:
         host, slash, path = rest.partition("/")
         text = scheme + slashes + host.rpartition("@")[2] + slash + path
+    text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= 200 else text[:199] + "…"
