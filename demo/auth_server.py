@@ -41,6 +41,13 @@ class AuthServer:
         finally:
             await runner.cleanup()
 
+    def add(self, user: Json) -> Json:
+        """Make a user, and give what may be told of them."""
+        email = user["email"].lower()
+        self.users[email] = {"id": str(uuid4()), "email": email, "user_metadata": user["user_metadata"]}
+        self.passwords[email] = user["password"]
+        return self.users[email]
+
     async def before(self, user: Json) -> web.Response | None:
         """Happens before a user is made; an answer given here is the answer."""
 
@@ -56,9 +63,8 @@ class AuthServer:
         email = asked["email"].lower()
         if email in self.users:
             return _refusal("email_exists", "A user with this email address has already been registered")
-        self.users[email] = {"id": str(uuid4()), "email": email, "user_metadata": asked["user_metadata"]}
-        self.passwords[email] = asked["password"]
-        return await self.after(asked) or web.json_response(self.users[email])
+        made = self.add(asked)
+        return await self.after(asked) or web.json_response(made)
 
     async def _list(self, request: web.Request) -> web.Response:
         """Give a page of the users whose address has the filter's text in it."""
