@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.policy import SMTP as WIRE
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from email.message import EmailMessage
+    from pathlib import Path
 
     Sending = Callable[..., AbstractAsyncContextManager[Job[Any]]]
 
@@ -223,3 +227,37 @@ async def test_where_starttls_is_a_must_a_server_without_it_gets_nothing(server:
         with pytest.raises(MailError, match=r"(?i)starttls"):
             await send(job, letter(job))
     assert server.mails == []
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that nobody has signed, and its key in one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    new = ("-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", "key", "-out", "certificate")
+    subprocess.run([openssl, "req", *new, *subject], cwd=folder, check=True, capture_output=True)
+    both = folder / "both"
+    both.write_bytes((folder / "key").read_bytes() + (folder / "certificate").read_bytes())
+    return both
+
+
+@pytest.mark.parametrize("starttls", ["always", "auto"])
+async def test_a_letter_goes_through_tls_where_the_server_offers_it_and_only_to_one_that_we_trust(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, starttls: str
+) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    async with FaultyMailServer(tls_context=tls, require_starttls=True).running() as server:
+        async with sending(server, smtp_starttls=starttls) as job:
+            with pytest.raises(MailError, match=r"(?i)certificate|tls"):
+                await send(job, letter(job))
+        assert server.mails == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with sending(server, smtp_starttls=starttls) as job:
+            await send(job, letter(job))
+        assert len(server.mails) == 1
