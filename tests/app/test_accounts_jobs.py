@@ -109,6 +109,15 @@ async def test_a_student_is_made_welcomed_and_noted_and_the_password_is_shown_no
     assert "is known to be weak" in dead["error"]
     assert "500 cannot write ***" in (await end_of(connection, jobs["twice"]))["errors"][0]["message"]
     assert (await end_of(connection, jobs["later"]))["attempt"] == 1
+    # The login of the handlers has the rights for the other kinds, too.
+    user = str(await connection.fetchval("select id from app.users limit 1"))
+    for kind, payload in (
+        ("log_user_activity", {"user_id": user, "action": "signed_in"}),
+        ("roll_up_traffic", {"day": "2026-07-01"}),
+        ("audit_references", {}),
+    ):
+        other = await end_of(connection, await enqueue(connection, kind, payload))
+        assert other["state"] == "completed", other["error"]
     await daemon.stop()
     async with connection.transaction():
         await connection.execute("set local role howdah_reader")
@@ -129,6 +138,14 @@ async def test_a_student_is_made_welcomed_and_noted_and_the_password_is_shown_no
             await enqueue(connection, "create_student", payload)
     with refused("JB003", naming="full_name"):
         await enqueue(connection, "create_student", {**student("eve", manager), "full_name": None})
+
+
+async def test_a_sender_that_is_no_address_ends_the_worker_with_a_line_that_names_the_setting(
+    app_daemon: StartApp,
+) -> None:
+    daemon = await app_daemon("accounts", ready=False, app_mail_from="nobody")
+    assert await daemon.wait() == 78
+    assert "APP_MAIL_FROM: 'nobody': it is not an e-mail address, name@domain" in daemon.output()
 
 
 def student(name: str, manager: UUID, *modules: UUID) -> Json:
