@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from demo.students import Students
+
 if TYPE_CHECKING:
     from demo.scene import Scene
 
-SCENES: tuple[type[Scene], ...] = ()
+SCENES: tuple[type[Scene], ...] = (Students,)

@@ -1,2 +1,2 @@
--- Images of posts, and what people want to be told.
+-- Images of posts.
 select;
