@@ -1,4 +1,4 @@
-"""What every test may ask for: a database of its own, with the engine's schema, and connections to it."""
+"""What every test may ask for: a database of its own, with the engine's schema, connections to it, and daemons."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.cluster import Cluster, Database, connect_to, new_database
+from support.daemon import NOOP, Daemon
 
 from howdah.errors import HowdahError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     import asyncpg
 
     Connect = Callable[..., Awaitable[asyncpg.Connection]]
+    StartDaemon = Callable[..., Awaitable[Daemon]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,3 +67,29 @@ async def connect(database: Database) -> AsyncIterator[Connect]:
 async def connection(connect: Connect) -> asyncpg.Connection:
     """A connection to the test's database."""
     return await connect()
+
+
+@pytest.fixture
+def daemon(database: Database, tmp_path: Path) -> Iterator[StartDaemon]:
+    """Start a daemon on the test's database: `await daemon(handlers, *arguments, queues="default:2", …)`.
+
+    Other keywords are settings. `ready=False`: return at once. `url`: another database.
+    """
+    daemons: list[Daemon] = []
+
+    async def start(
+        handlers: str = NOOP, *arguments: str, ready: bool = True, url: str | None = None, **settings: Any
+    ) -> Daemon:
+        daemon = Daemon(
+            tmp_path / f"daemon{len(daemons)}",
+            url=url or database.url,
+            handlers=handlers,
+            arguments=arguments,
+            environment={f"HOWDAH_{name.upper()}": str(value) for name, value in settings.items()},
+        )
+        daemons.append(daemon)
+        return await daemon.ready() if ready else daemon
+
+    yield start
+    for daemon in daemons:
+        daemon.reap()

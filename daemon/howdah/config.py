@@ -67,7 +67,9 @@ def _postgres_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"postgres", "postgresql"}:
         raise ValueError("must begin with postgresql://")
-    _ = parts.port  # raises ValueError for what is no port
+    # Several hosts may stand there, with commas between: a primary and its standbys.
+    for host in parts.netloc.rpartition("@")[2].split(","):
+        _ = urlsplit(f"//{host}").port  # raises ValueError for what is no port
     return urlunsplit(parts._replace(scheme="postgresql"))
 
 

@@ -22,6 +22,8 @@ CONNECT_TIMEOUT = 10.0
 CALL_TIMEOUT = 60.0
 #: How many prepared statements a connection keeps; none, behind a pooler that gives each transaction another server connection.
 STATEMENTS = 100
+# Of each address: whether who answers there is the server itself.
+_DIRECT: dict[str, bool] = {}
 
 # SQLSTATE classes, and states, after which the same call on a new connection may succeed: connection, rolled back (a deadlock),
 # resources, operator intervention, system error, internal error, and "read only" (the address leads to a standby).
@@ -80,6 +82,18 @@ class Line:
         async with self._turn:
             return await self._ready()
 
+    async def notify(self, channel: str, word: str) -> None:
+        """Send a NOTIFY to this address's database; where a pooler answers, from another connection than this one.
+
+        A pooler may deliver to a session what was sent in it, and nothing that anybody else sends.
+        """
+        statement = "select pg_notify($1, $2)"
+        if _DIRECT.get(self._url, True):
+            await (await self.connection()).execute(statement, channel, word)
+        else:
+            async with connected(self._url, name="echo") as other:
+                await other.execute(statement, channel, word)
+
     async def close(self) -> None:
         """Hang up politely; at once if the server does not answer."""
         connection, self._connection = self._connection, None
@@ -127,7 +141,7 @@ async def connect(
             connection = await asyncpg.connect(
                 url,
                 timeout=CONNECT_TIMEOUT,
-                statement_cache_size=statement_cache_size,
+                statement_cache_size=await statements_kept(url, statement_cache_size),
                 server_settings={"application_name": f"howdah {name}"},
             )
             await set_codecs(connection, raw_json=raw_json)
@@ -135,11 +149,30 @@ async def connect(
     raise AssertionError("unreachable: the loop above ends by return or raise")
 
 
+async def statements_kept(url: str, wanted: int = STATEMENTS) -> int:
+    """Tell how many prepared statements connections to `url` may keep: `wanted`, or none if a pooler answers there.
+
+    A pooler hands out process numbers of its own making, as the keys for cancelling; a proxy or address translation does not. Asked
+    once for each address, with a connection that keeps nothing itself.
+    """
+    if wanted and url not in _DIRECT:
+        connection = await asyncpg.connect(
+            url, timeout=CONNECT_TIMEOUT, statement_cache_size=0, server_settings={"application_name": "howdah"}
+        )
+        try:
+            _DIRECT[url] = await connection.fetchval("select pg_backend_pid()") == connection.get_server_pid()
+        finally:
+            await connection.close()
+        if not _DIRECT[url]:
+            log.warning("a pooler stands before the database: no statement is kept prepared")
+    return wanted if _DIRECT.get(url, True) else 0
+
+
 @asynccontextmanager
 async def connected(url: str, *, name: str = "client") -> AsyncIterator[asyncpg.Connection]:
     """Lend a connection for the length of a `with`; one try, errors as they come."""
     connection = await asyncpg.connect(
-        url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": f"howdah {name}"}
+        url, timeout=CONNECT_TIMEOUT, statement_cache_size=0, server_settings={"application_name": f"howdah {name}"}
     )
     try:
         await set_codecs(connection)

@@ -81,7 +81,7 @@ class Listener:
                 await connection.add_listener(WAKES, self._hear_wake)
                 await connection.add_listener(CONTROL, self._hear_control)
             while True:
-                await self._prove(connection)
+                await self._prove()
                 self._hearing()
                 try:
                     async with asyncio.timeout(PROOF):
@@ -92,12 +92,12 @@ class Listener:
         finally:
             self._line.drop()
 
-    async def _prove(self, connection: asyncpg.Connection) -> None:
+    async def _prove(self) -> None:
         """Notify ourselves and wait for it. Raises TimeoutError: a pooler, or a dead line, loses notifications in silence."""
         self._token = f"echo {secrets.token_hex(8)}"
         self._echo.clear()
         async with asyncio.timeout(ANSWER):
-            await connection.execute("select pg_notify($1, $2)", CONTROL, self._token)
+            await self._line.notify(CONTROL, self._token)
             await self._echo.wait()
 
     def _hearing(self) -> None:

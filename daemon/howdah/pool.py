@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import asyncpg
 
-from howdah.database import STATEMENTS, set_codecs
+from howdah.database import STATEMENTS, set_codecs, statements_kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ class HandlerPool:
                     min_size=0,
                     max_size=self._size,
                     init=set_codecs,
-                    statement_cache_size=self._statement_cache_size,
+                    statement_cache_size=await statements_kept(self._url, self._statement_cache_size),
                     server_settings={"application_name": self._name},
                 )
             return self._pool

@@ -77,6 +77,15 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name:
     assert "\n" not in str(caught.value)
 
 
+def test_an_address_may_name_a_primary_and_its_standbys(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "postgresql://howdah:secret@one:5432,two:5433,three/jobs?target_session_attrs=read-write"
+    monkeypatch.setenv("HOWDAH_DATABASE_URL", address)
+    assert load_config().database_url == address
+    monkeypatch.setenv("HOWDAH_DATABASE_URL", address.replace("5433", "many"))
+    with pytest.raises(ConfigError):
+        load_config()
+
+
 def test_a_wrong_address_is_refused_without_showing_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOWDAH_DATABASE_URL", "mysql://user:secret@host/jobs")
     with pytest.raises(ConfigError) as caught:

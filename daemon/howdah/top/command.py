@@ -77,7 +77,7 @@ async def _watch(url: str, *, once: bool, interval: float) -> None:
 
 def _place(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.hostname or 'local'}:{parts.port or 5432}{parts.path}"
+    return f"{parts.netloc.rpartition('@')[2] or 'local'}{parts.path}"
 
 
 def _url(config: Config) -> str:
