@@ -52,6 +52,7 @@ class Daemon:
         handlers: str = NOOP,
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.log_file = folder / "log"
@@ -61,7 +62,7 @@ class Daemon:
         (folder / "handlers.py").write_text(PRELUDE + textwrap.dedent(handlers), encoding="utf-8")
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "howdah", "run", *arguments],
+                [*prefix, sys.executable, "-m", "howdah", "run", *arguments],
                 cwd=folder,
                 env=clean_environment(HOWDAH_DATABASE_URL=url, **(environment or {})),
                 stdin=subprocess.DEVNULL,
