@@ -24,6 +24,14 @@ CALL_TIMEOUT = 60.0
 STATEMENTS = 100
 # Of each address: whether who answers there is the server itself.
 _DIRECT: dict[str, bool] = {}
+# What the engine's statements rely on, whatever a role or a database has been given as its default: they see what was committed
+# before each of them, and are ended by nobody but us. A pooler knows no such words; behind one the defaults must be these.
+_SESSION = {
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",
+}
 
 # SQLSTATE classes, and states, after which the same call on a new connection may succeed: connection, rolled back (a deadlock),
 # resources, operator intervention, system error, internal error, and "read only" (the address leads to a standby).
@@ -138,11 +146,12 @@ async def connect(
         reraise=True,
     ):
         with attempt:
+            kept = await statements_kept(url, statement_cache_size)
             connection = await asyncpg.connect(
                 url,
                 timeout=CONNECT_TIMEOUT,
-                statement_cache_size=await statements_kept(url, statement_cache_size),
-                server_settings={"application_name": f"howdah {name}"},
+                statement_cache_size=kept,
+                server_settings={"application_name": f"howdah {name}"} | (_SESSION if _DIRECT.get(url) else {}),
             )
             await set_codecs(connection, raw_json=raw_json)
             return connection
