@@ -41,6 +41,8 @@ declare
       reschedule            .         .       .       X
       pause                 .         .       .       X
       resume                .         .       .       X
+      set_limit             .         .       .       X
+      remove_limit          .         .       .       X
       register              .         X       .       X
 
       claim                 .         X       .       .
@@ -73,6 +75,12 @@ declare
       drop_partitions       .         X       .       .
       wake                  .         X       .       .
       wake_all              .         X       .       .
+      claim_limited         .         X       .       .
+      acquire               .         X       .       .
+      keys_of               .         X       .       .
+      limit_for             .         X       .       .
+      lanes_at              .         X       .       .
+      return_tokens         .         X       .       .
 
       jobs                  .         rawd    .       r
       jobs_id_seq           .         r       .       .
@@ -85,6 +93,10 @@ declare
       batches               .         rd      r       r
       batch_ends            .         rawd    r       r
       workers               .         rawd    r       r
+      limits                .         r       r       r
+      holds                 .         ra      r       r
+      buckets               .         raw     r       r
+      openings              .         rawd    r       r
       leader                .         rw      r       r
       queues                .         r       r       r
       kinds                 .         r       r       r

@@ -73,6 +73,7 @@ create table howdah.jobs (
   kind          text     not null,
   state         text     not null generated always as (
     case when lease is not null                      then 'running'
+         when due_at is null and gate is not null    then 'waiting'
          when due_at is null                         then 'ready'
          when due_at = 'infinity'::timestamptz       then 'waiting'
          when attempt > 0                            then 'retrying'
@@ -85,7 +86,8 @@ create table howdah.jobs (
   subject       text,
   fifo_key      text,
   depends_on    bigint[],
-  limits        text[],
+  limits        text[],              -- the keys of which it needs a place, see 0012
+  gate          text,                -- the one in whose line it stands while nobody has claimed it; null: it has no keys
   constraint payload_is_object check (jsonb_typeof(payload) = 'object'),
   constraint priority_in_range check (priority between 0 and 10),
   constraint attempts_in_range check (attempt between 0 and max_attempts),
@@ -96,9 +98,12 @@ create table howdah.jobs (
         autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0.05, vacuum_truncate = off);
 
 -- The claim walks this in order; one entry in a job's life.
-create index jobs_claim on howdah.jobs (queue, (10 - priority), id) where due_at is null and not suspect;
+create index jobs_claim on howdah.jobs (queue, (10 - priority), id) where due_at is null and not suspect and gate is null;
 -- Suspects stand apart, so that a claim never passes over them. Empty on a good day.
 create index jobs_suspect on howdah.jobs (queue, (10 - priority), id) where due_at is null and suspect;
+-- The lines of those that have keys, each as the claim walks it; and the FIFO lines in order, whatever their jobs wait for.
+create index jobs_gate on howdah.jobs (gate, queue, (10 - priority), id) where due_at is null and not suspect and gate is not null;
+create index jobs_fifo on howdah.jobs (fifo_key, id) where due_at is null and fifo_key is not null;
 create index jobs_due on howdah.jobs (due_at) where due_at is not null;
 create unique index jobs_unique_key on howdah.jobs (unique_key) where unique_key is not null;
 create index jobs_subject on howdah.jobs (subject) where subject is not null;
@@ -134,6 +139,7 @@ create table howdah.job_history (
   unique_key    text,
   subject       text,
   fifo_key      text,
+  limits        text[],
   cancelled_by  text,
   cancel_reason text,
   constraint state_is_final     check (state in ('completed', 'dead', 'cancelled')),
@@ -342,8 +348,11 @@ select case
     then array['JB002', 'depends_on holds a null', 'ids of jobs']
   when on_failed_dependency is null or on_failed_dependency not in ('cancel', 'run')
     then array['JB002', format('on_failed_dependency is %L', on_failed_dependency), 'cancel or run']
-  when limits     is not null then array['JB006', 'limits is not available yet', 'leave it out']
-  when fifo_key   is not null then array['JB006', 'fifo_key is not available yet', 'leave it out']
+  when limits is not null and (cardinality(limits) not between 1 and 20 or array_ndims(limits) > 1 or exists (
+      select from unnest(limits) l(name) where l.name is null or length(l.name) not between 1 and 200 or l.name ~ '[[:cntrl:]*]|^(fifo|kind|queue):'))
+    then array['JB002', format('limits is %s', left(limits::text, 300)), '1 to 20 names of 1 to 200 characters, without *, none of which begins with kind:, queue: or fifo:']
+  when length(fifo_key) not between 1 and 190 or fifo_key ~ '[[:cntrl:]]'
+    then array['JB002', format('fifo_key is %L', left(fifo_key, 190)), '1 to 190 characters, none of them a control character']
 end $$;
 
 -- The first field of a payload that does not fit its kind, as a sentence, or null. A field that became required less
@@ -443,9 +452,9 @@ begin
   if due <= clock_timestamp() then due := null; end if;
 
   loop
-    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers, batch, depends_on)
+    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers, batch, depends_on, limits, fifo_key)
     values (enqueue.queue, enqueue.kind, enqueue.payload, enqueue.priority, due, coalesce(due, clock_timestamp()), enqueue.max_attempts,
-            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers, enqueue.batch, enqueue.depends_on)
+            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers, enqueue.batch, enqueue.depends_on, enqueue.limits, enqueue.fifo_key)
     on conflict (unique_key) where unique_key is not null do nothing
     returning id into enqueue.id;
     created := found;
@@ -538,10 +547,10 @@ begin
            ) as problem
     from given g left join howdah.kinds k on k.name = g.kind),
   fresh as (
-    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch)
+    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch, limits, fifo_key)
     overriding system value
     select c.new_id, coalesce(c.queue, c.known_queue, 'default'), c.kind, coalesce(c.payload, '{}'), coalesce(c.priority, c.known_priority, 0), c.due,
-           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch
+           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch, c.limits, c.fifo_key
     from checked c
     where c.plain and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
     order by c.place)
@@ -552,7 +561,7 @@ begin
           and howdah.refuse(case when k.problem[2] is not null then k.problem end, format('job %s: ', k.place)) is null
         order by k.unique_key, k.place) c
   cross join lateral howdah.enqueue(c.kind, coalesce(c.payload, '{}'), c.queue, c.priority, c.run_at, c.delay, c.max_attempts, c.timeout, c.unique_key,
-    coalesce(c.on_conflict, 'skip'), c.subject, c.depends_on, c.batch, expires_at => c.expires_at, headers => c.headers,
+    coalesce(c.on_conflict, 'skip'), c.subject, c.depends_on, c.batch, c.limits, c.fifo_key, expires_at => c.expires_at, headers => c.headers,
     on_failed_dependency => coalesce(c.on_failed_dependency, 'cancel')) e
   order by 1;
 
@@ -626,7 +635,7 @@ begin
       from line cross join lateral (
         select j.ctid as at
         from howdah.jobs j
-        where j.queue = line.queue and j.due_at is null and not j.suspect
+        where j.queue = line.queue and j.due_at is null and not j.suspect and j.gate is null
           and ((10 - j.priority), j.id) > (line.rank, line.past) and (10 - j.priority) <= line.upto
           and j.lease is null and j.kind = any (claim_ready.kinds)
         order by (10 - j.priority), j.id
@@ -653,12 +662,13 @@ set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_ha
 #variable_conflict use_column
 declare
   moment timestamptz := clock_timestamp();
+  one    record;
 begin
   return query
   with picked as materialized (
     select j.ctid as at
     from howdah.jobs j
-    where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.lease is null and j.kind = any (claim_suspect.kinds)
+    where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.gate is null and j.lease is null and j.kind = any (claim_suspect.kinds)
       and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
     order by (10 - j.priority), j.id
     limit 1
@@ -669,6 +679,25 @@ begin
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
     greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
     j.subject, j.headers, j.created_at, j.crashes, j.batch;
+  if found then return; end if;
+  -- Those that have keys take them first, or are passed over.
+  for one in
+    select j.id, j.limits, j.fifo_key from howdah.jobs j
+    where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.gate is not null and j.lease is null and j.kind = any (claim_suspect.kinds)
+      and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
+      and current_setting('transaction_isolation') = 'read committed'
+    order by (10 - j.priority), j.id
+    for update skip locked loop
+    continue when (howdah.acquire(one.id, howdah.keys_of(one.limits, one.fifo_key))).blocked is not null;
+    return query
+    update howdah.jobs j
+    set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at), gate = null
+    where j.id = one.id
+    returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
+      greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
+      j.subject, j.headers, j.created_at, j.crashes, j.batch;
+    return;
+  end loop;
 end $$;
 
 -- The list of errors with one more: the last ten, each knowing its attempt and time.
@@ -702,6 +731,7 @@ declare
   ended   bigint[];
   states  text[];
   batches bigint[];
+  unused  bigint[];
 begin
   with done as materialized (
     select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.ages, ack.runs, ack.progresses)
@@ -721,7 +751,7 @@ begin
       greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began, d.age is null and j.started_at is null as unstarted),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
-      cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
+      cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
     select g.id, g.queue, g.kind,
       case when secrets and g.outcome in ('completed', 'cancelled') then howdah.without_secrets(g.kind, g.payload) else g.payload end,
       g.priority, g.attempt, g.max_attempts, g.crashes + (g.outcome = 'crashed')::int,
@@ -729,7 +759,7 @@ begin
       case g.outcome when 'crashed' then 'dead' else g.outcome end, g.result,
       howdah.with_error(g.errors, case when g.outcome <> 'cancelled' then g.error end, g.attempt, moment), coalesce(g.last_progress, g.progress),
       case when g.outcome = 'cancelled' then g.error ->> 'by' end, case when g.outcome = 'cancelled' then g.error ->> 'reason' end,
-      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
       case when not g.unstarted then g.began end, greatest(g.began, g.claimed_at, least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack.keep),
   back as (
@@ -741,13 +771,18 @@ begin
       ready_at = case when d.outcome in ('retried', 'snoozed') then moment + greatest(d.delay, 0) * interval '1 second' else j.ready_at end,
       suspect = d.outcome = 'rescued' or (d.outcome = 'released' and j.suspect),
       crashes = j.crashes + (d.outcome = 'rescued' and j.suspect and j.started_at is not null)::int,
-      errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress)
+      errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress),
+      gate = case when j.limits is not null or j.fifo_key is not null then (howdah.keys_of(j.limits, j.fifo_key))[1] end
     from held d where j.ctid = d.at and d.outcome in ('retried', 'snoozed', 'released', 'rescued')
-    returning j.id)
-  select array_agg(e.id), array_agg(e.id) filter (where e.ended), array_agg(e.state) filter (where e.ended), array_agg(e.batch) filter (where e.ended)
-    into written, ended, states, batches
-  from (select g.id, true, case g.outcome when 'crashed' then 'dead' else g.outcome end, g.batch from gone g
-        union all select b.id, false, null, null from back b) e(id, ended, state, batch);
+    returning j.id, j.limits is not null and d.outcome = 'released' and d.age is null as unused)
+  select array_agg(e.id), array_agg(e.id) filter (where e.ended), array_agg(e.state) filter (where e.ended), array_agg(e.batch) filter (where e.ended),
+    array_agg(e.id) filter (where e.unused)
+    into written, ended, states, batches, unused
+  from (select g.id, true, case g.outcome when 'crashed' then 'dead' else g.outcome end, g.batch, false from gone g
+        union all select b.id, false, null, null, b.unused from back b) e(id, ended, state, batch, unused);
+  if unused is not null then
+    perform howdah.return_tokens(unused);
+  end if;
   if ended is not null then
     perform howdah.note_ended(ended, states, batches, true);
   end if;
@@ -1322,9 +1357,9 @@ create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) ret
 delete from howdah.dependencies d using (     -- what somebody else holds goes when that one has ended, by howdah.resolve
   select d.ctid as at from howdah.dependencies d where d.job_id = job.id for update skip locked) free where d.ctid = free.at;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
-  cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
+  cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, howdah.without_secrets(job.kind, job.payload), job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
-  job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.retried_from, job.timeout,
+  job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.limits, job.retried_from, job.timeout,
   job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at));
 select true $$;
 
@@ -1414,8 +1449,8 @@ begin
       then array['JB007', format('job %s has not ended yet', job_id), 'only an ended job can be retried']
       else array['JB007', format('there is no job %s', job_id), 'its history may have been dropped'] end);
   end if;
-  insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, unique_key, subject, headers, retried_from)
-  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id)
+  insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, unique_key, subject, headers, retried_from, limits, fifo_key)
+  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id, old.limits, old.fifo_key)
   on conflict (unique_key) where unique_key is not null do nothing
   returning id into new_id;
   if new_id is null then
@@ -1749,7 +1784,7 @@ begin
       case when ahead = 1 then 'one suspect is' else ahead || ' suspects are' end);
   end if;
   select count(*) into ahead from (
-    select from howdah.jobs j where j.queue = job.queue and j.due_at is null and not j.suspect and j.lease is null
+    select from howdah.jobs j where j.queue = job.queue and j.due_at is null and not j.suspect and j.gate is null and j.lease is null
       and ((10 - j.priority), j.id) < ((10 - job.priority), job.id) limit 10001) few;
   return format('%s, and %s before it in queue %s (priority %s). It can be run by worker %s.', since,
     case when ahead = 0 then 'nothing stands' when ahead = 1 then 'one job stands' when ahead > 10000 then 'more than 10000 jobs stand' else ahead || ' jobs stand' end,
@@ -1763,7 +1798,7 @@ end $$;
 create function howdah.enqueue_payloads(kind text, payloads jsonb[], queue text default null, priority int default null,
   run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
   subject text default null, expires_at timestamptz default null, headers jsonb default null,
-  batch bigint default null)
+  batch bigint default null, limits text[] default null, fifo_key text default null)
 returns setof bigint
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set jit = off as $$
 #variable_conflict use_variable
@@ -1777,7 +1812,7 @@ begin
     perform howdah.refuse(array['JB001', format('payloads must be an array of JSON objects, not %s', case when payloads is null then 'null' else 'an array of arrays' end),
       'pass jsonb[], as array_agg(…) gives it']);
   end if;
-  problem := howdah.argument_problem(kind, '{}', queue, priority, run_at, delay, max_attempts, timeout, null, 'skip', subject, null, batch, null, null, expires_at, headers);
+  problem := howdah.argument_problem(kind, '{}', queue, priority, run_at, delay, max_attempts, timeout, null, 'skip', subject, null, batch, limits, fifo_key, expires_at, headers);
   if problem is not null then perform howdah.refuse(problem); end if;
   if batch is not null then perform howdah.join_batch(batch); end if;
 
@@ -1815,9 +1850,9 @@ begin
   if due <= clock_timestamp() then due := null; end if;
 
   return query
-  insert into howdah.jobs as j (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch)
+  insert into howdah.jobs as j (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch, limits, fifo_key)
   select queue, kind, p.payload, coalesce(priority, known.priority, 0), due, coalesce(due, clock_timestamp()), coalesce(max_attempts, known.max_attempts, 3),
-         coalesce(timeout, known.timeout), subject, expires_at, headers, batch
+         coalesce(timeout, known.timeout), subject, expires_at, headers, batch, limits, fifo_key
   from unnest(payloads) p(payload)
   returning j.id;
 
@@ -1850,12 +1885,12 @@ create function howdah.lanes() returns table (queue text, rank int)
 language sql stable security definer set search_path = pg_catalog, howdah, pg_temp
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
 with recursive lane as (
-  (select j.queue, 10 - j.priority as rank from howdah.jobs j where j.due_at is null and not j.suspect
+  (select j.queue, 10 - j.priority as rank from howdah.jobs j where j.due_at is null and not j.suspect and j.gate is null
    order by j.queue, (10 - j.priority), j.id limit 1)
   union all
   select next.* from lane cross join lateral (
     select j.queue, 10 - j.priority as rank from howdah.jobs j
-    where j.due_at is null and not j.suspect and (j.queue, (10 - j.priority)) > (lane.queue, lane.rank)
+    where j.due_at is null and not j.suspect and j.gate is null and (j.queue, (10 - j.priority)) > (lane.queue, lane.rank)
     order by j.queue, (10 - j.priority), j.id limit 1) next)
 select l.queue, l.rank from lane l $$;
 
@@ -1874,7 +1909,7 @@ select lane.queue, lane.rank, first.place = (select room from room), first.id, f
 from lane cross join lateral (
   select row_number() over () as place, j.* from (
     select j.id, j.kind, j.ready_at, j.lease, j.leased_by, j.claimed_at, j.started_at, j.timeout from howdah.jobs j
-    where j.queue = lane.queue and j.due_at is null and not j.suspect
+    where j.queue = lane.queue and j.due_at is null and not j.suspect and j.gate is null
       and ((10 - j.priority), j.id) > (lane.rank, 0) and (10 - j.priority) <= lane.rank
     order by (10 - j.priority), j.id
     limit (select room from room)) j) first
@@ -1914,3 +1949,366 @@ sample as (
   group by 1, 2)
 select queue, state, greatest(c.jobs, s.jobs), coalesce(s.exact, true), case when c.oldest is not null then greatest(c.oldest, 0) end
 from counted c full join sample s using (queue, state) $$;
+
+-- Limits: how many jobs of a key may run at once, and how many may start in a second, exact over all workers; and FIFO keys.
+--
+-- A job that names limits, or has a fifo_key, stands in a line and not in the claim index: its row says at which key it waits
+-- (`gate`), and jobs_gate is all the lines, each in claim order. So nobody who looks for other work passes over it.
+-- Where there may be something to take is said by rows of howdah.openings, which are only ever appended, by whatever may have made room
+-- or brought a job: no enqueue and no ack waits for another. howdah.claim_limited goes by them; it takes each key's lock without
+-- waiting, counts what holds the key, and takes from the head of its line for as long as all of the job's keys have room. One of
+-- them has none: the job goes to that one's line. A key without room leaves no opening behind, until a hold ends or a token is due.
+--   lock order: openings (skip locked), keys (advisory, tried), jobs (skip locked). Nobody waits, so nobody waits in a circle.
+--
+-- A job in hand has a row of howdah.holds for each of its keys. It goes with the lease, in the same commit, whoever writes that: the
+-- trigger sees to it. So the slots of a dead worker come back with the rescue, and never earlier. A FIFO key is held until the job has ended.
+
+-- What holds for a key: a name, or all names that begin as a pattern does (`chat:*`). The name itself comes before patterns, the
+-- longest pattern before shorter ones. `queue:<name>` and `kind:<name>` hold for all jobs of a queue or a kind.
+create table howdah.limits (
+  name        text primary key check (length(name) between 1 and 200 and name !~ '[[:cntrl:]]' and strpos(left(name, -1), '*') = 0),
+  concurrency int check (concurrency >= 0),                  -- how many may run at once; null: any number
+  rate        float8 check (rate > 0 and rate < 'infinity'), -- how many may start in a second; null: any number
+  burst       int check (burst >= 1),                        -- how many of them at one moment
+  set_at      timestamptz not null default clock_timestamp()
+);
+create index limits_patterns on howdah.limits (name) where right(name, 1) = '*';
+
+-- Which jobs hold which keys.
+create table howdah.holds (
+  key    text    not null,
+  job_id bigint  not null,
+  stays  boolean not null default false,                     -- until the job ends; else until its lease does
+  primary key (key, job_id)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+create index holds_job on howdah.holds (job_id);
+
+-- The tokens of keys that have a rate. Written under the key's lock alone, as the time at which the bucket is full again.
+create table howdah.buckets (
+  key     text primary key,
+  full_at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+-- Where to look for jobs that may start, and not before when. Appended by anybody, taken away under the key's lock.
+create table howdah.openings (
+  id      bigint generated always as identity primary key,
+  key     text        not null,
+  queue   text        not null default '',                   -- '': any, whatever stands there
+  open_at timestamptz not null default clock_timestamp(),
+  tokens  int         not null default 0                     -- that were not used after all
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create index openings_next on howdah.openings (queue, open_at);
+create index openings_key on howdah.openings (key);
+
+-- What holds for a key, or a row of nulls.
+create function howdah.limit_for(key text) returns howdah.limits language sql stable as $$
+select l.* from (
+  (select l.* from howdah.limits l where l.name = limit_for.key)
+  union all
+  (select l.* from howdah.limits l where right(l.name, 1) = '*' and starts_with(limit_for.key, left(l.name, -1))
+   order by length(l.name) desc limit 1)) l
+limit 1 $$;
+
+-- All keys of a job, the one that it is to wait at first in front.
+create function howdah.keys_of(limits text[], fifo_key text) returns text[] language sql immutable parallel safe as $$
+select case when fifo_key is null then limits else array['fifo:' || fifo_key] || coalesce(limits, '{}') end $$;
+
+-- Says that jobs of a queue may be found at a key. A row of one's own transaction need not be doubled; another's may be gone before we commit.
+create function howdah.open(key text, queue text) returns void language sql as $$
+insert into howdah.openings (key, queue)
+select open.key, open.queue where not exists (
+  select from howdah.openings o where o.key = open.key and o.queue = open.queue and o.tokens = 0 and o.xmin = pg_current_xact_id()::text::xid) $$;
+
+-- A new job with keys begins in the line of the first.
+create function howdah.take_gate() returns trigger language plpgsql as $$
+begin
+  new.gate := (howdah.keys_of(new.limits, new.fifo_key))[1];
+  return new;
+end $$;
+create trigger take_gate before insert on howdah.jobs for each row when (new.limits is not null or new.fifo_key is not null)
+  execute function howdah.take_gate();
+
+-- Keeps holds and openings true, whatever statement changes a job. Jobs without keys pay a look at their row, and no call.
+create function howdah.mind_gates() returns trigger language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+declare
+  key   text;
+  stirs boolean := false;
+begin
+  -- Whose lease has ended holds nothing any more, but for a FIFO key: that one until its own end.
+  if tg_op = 'DELETE' or tg_op = 'UPDATE' and old.lease is not null and new.lease is null then
+    for key in delete from howdah.holds h where h.job_id = old.id and (tg_op = 'DELETE' or not h.stays) returning h.key loop
+      perform howdah.open(key, '');
+      stirs := stirs or exists (select from howdah.jobs j where j.gate = key and j.due_at is null and not j.suspect);
+    end loop;
+  end if;
+  -- Those behind it in its FIFO line may go, if it stood there.
+  if tg_op <> 'INSERT' and old.fifo_key is not null and old.due_at is null and (tg_op = 'DELETE' or new.due_at is not null) then
+    perform howdah.open('fifo:' || old.fifo_key, '');
+    stirs := true;
+  end if;
+  if tg_op <> 'DELETE' and new.gate is not null and new.due_at is null and new.lease is null
+     and (tg_op = 'INSERT' or old.gate is distinct from new.gate or old.due_at is not null or old.suspect <> new.suspect) then
+    perform howdah.open(new.gate, new.queue);
+    stirs := true;
+  end if;
+  if stirs then
+    perform pg_notify('howdah_control', 'limits');
+  end if;
+  return null;
+end $$;
+create trigger mind_new_gate after insert on howdah.jobs for each row when (new.gate is not null) execute function howdah.mind_gates();
+create trigger mind_gate after update on howdah.jobs for each row when (new.limits is not null or new.fifo_key is not null)
+  execute function howdah.mind_gates();
+create trigger mind_old_gate after delete on howdah.jobs for each row when (old.limits is not null or old.fifo_key is not null)
+  execute function howdah.mind_gates();
+
+-- Whether a job may take all of its keys now. Takes them and gives null; or gives the key that has no room, and the time from which it
+-- may have some, null if that depends on others; or gives '' if somebody else is at one of them this moment.
+-- The keys' locks are held to the end of the transaction, which must be near. What others took before is seen by the statements behind the lock.
+create function howdah.acquire(job_id bigint, keys text[], out blocked text, out open_at timestamptz) language plpgsql as $$
+#variable_conflict use_variable
+declare
+  moment timestamptz;
+  name   text;
+  rule   howdah.limits;
+  rules  howdah.limits[] := '{}';
+  fulls  timestamptz[] := '{}';
+  filled   timestamptz;
+begin
+  foreach name in array keys loop
+    if not pg_try_advisory_xact_lock(7316043, hashtext(name)) then
+      blocked := '';
+      return;
+    end if;
+  end loop;
+  moment := clock_timestamp();
+  foreach name in array keys loop
+    filled := null;
+    if starts_with(name, 'fifo:') then
+      rule := null;
+      if not exists (select from howdah.holds h where h.key = name and h.job_id = acquire.job_id) and (
+           exists (select from howdah.holds h where h.key = name)
+           or exists (select from howdah.jobs j where j.fifo_key = substr(name, 6) and j.due_at is null and j.id < job_id)) then
+        blocked := name;
+        return;
+      end if;
+    else
+      rule := howdah.limit_for(name);
+      if (select count(*) from howdah.holds h where h.key = name) >= rule.concurrency then
+        blocked := name;
+        return;
+      end if;
+      if rule.rate is not null then
+        -- Never further away than an empty bucket: the clock may have been set back, or the rate raised.
+        select least(b.full_at, moment + rule.burst / rule.rate * interval '1 second') into filled from howdah.buckets b where b.key = name;
+        filled := greatest(filled, moment);
+        if filled > moment + (rule.burst - 1) / rule.rate * interval '1 second' then
+          blocked := name;
+          open_at := filled - (rule.burst - 1) / rule.rate * interval '1 second';
+          return;
+        end if;
+      end if;
+    end if;
+    rules := rules || rule;
+    fulls := fulls || filled;
+  end loop;
+  for place in 1 .. cardinality(keys) loop
+    insert into howdah.holds (key, job_id, stays) values (keys[place], job_id, starts_with(keys[place], 'fifo:'))
+      on conflict on constraint holds_pkey do nothing;
+    if fulls[place] is not null then
+      insert into howdah.buckets as b (key, full_at) values (keys[place], fulls[place] + 1 / (rules[place]).rate * interval '1 second')
+        on conflict on constraint buckets_pkey do update set full_at = excluded.full_at;
+    end if;
+  end loop;
+end $$;
+
+-- Takes jobs that have keys, of each queue at most its room, all of whose keys have room, and those for which a line must be left that is full
+-- go to that line. `next_in`, on every row, is in how many seconds to look again (null: when told), and `more` whether a queue
+-- without room had more to give; with nothing taken there is one row whose id is null. For whoever can run the jobs at once: a
+-- job in hand holds its keys. The locks of keys last as long as the transaction, and what was committed a moment ago must be seen.
+create function howdah.claim_limited(worker bigint, lease bigint, kinds text[], queues text[], rooms int[])
+returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
+  waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint, batch bigint, next_in float8, more boolean)
+language plpgsql
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+  -- How many openings one call looks at, and how many jobs it sends to other lines: a claim stays short, however much waits.
+  looks   constant int := 100;
+  turns   int := 100;
+  served  text[];
+  free    int[];
+  taken   bigint[] := '{}';
+  busy    boolean := false;
+  lanes   text[];
+  lane    text;
+  place   int;
+  rank    int;
+  past    bigint;
+  head    bigint;
+  spot    record;
+  job     record;
+  got     record;
+  again   timestamptz;
+  shut    boolean;
+begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    perform howdah.refuse(array['JB002', 'howdah.claim_limited must see what has just been committed', 'call it at isolation level read committed']);
+  end if;
+  select array_agg(w.queue), array_agg(w.room) into served, free from unnest(claim_limited.queues, claim_limited.rooms) w(queue, room)
+    where not exists (select from howdah.queues q where q.name = w.queue and q.paused_at is not null);
+
+  for spot in
+    select o.key, array_agg(o.id) as ids, array_agg(distinct o.queue) as queues, sum(o.tokens)::int as tokens
+    from (select q.queue from unnest(served, free) q(queue, room) where q.room > 0 union all select '') q
+    cross join lateral (
+      select o.* from howdah.openings o where o.queue = q.queue and o.open_at <= clock_timestamp() order by o.open_at limit looks for update skip locked) o
+    group by o.key order by min(o.open_at)
+  loop
+    if not pg_try_advisory_xact_lock(7316043, hashtext(spot.key)) then
+      busy := true;
+      continue;
+    end if;
+    delete from howdah.openings o where o.id = any (spot.ids);
+    if spot.tokens > 0 then
+      update howdah.buckets b set full_at = b.full_at - spot.tokens / l.rate * interval '1 second'
+        from howdah.limit_for(spot.key) l where b.key = spot.key and l.rate is not null;
+    end if;
+
+    head := null;
+    if starts_with(spot.key, 'fifo:') then
+      head := coalesce((select h.job_id from howdah.holds h where h.key = spot.key limit 1),
+        (select j.id from howdah.jobs j where j.fifo_key = substr(spot.key, 6) and j.due_at is null order by j.id limit 1));
+      lanes := array(select j.queue from howdah.jobs j where j.id = head and j.gate = spot.key and j.due_at is null and not j.suspect);
+    elsif '' = any (spot.queues) then
+      lanes := howdah.lanes_at(spot.key);
+    else
+      lanes := spot.queues;
+    end if;
+
+    shut := false;
+    foreach lane in array lanes loop
+      place := array_position(served, lane);
+      again := null;
+      rank := -1;
+      past := 0;
+      loop
+        if place is null or free[place] <= 0 or turns <= 0 then
+          again := clock_timestamp();               -- for whoever serves that queue, or has room again
+          exit;
+        end if;
+        select j.id, j.limits, j.fifo_key, 10 - j.priority as rank into job from howdah.jobs j
+          where j.gate = spot.key and j.queue = lane and j.due_at is null and not j.suspect and j.kind = any (claim_limited.kinds)
+            and ((10 - j.priority), j.id) > (rank, past) and (head is null or j.id = head)
+          order by (10 - j.priority), j.id limit 1 for update skip locked;
+        if not found then
+          if again is null and exists (select from howdah.jobs j where j.gate = spot.key and j.queue = lane and j.due_at is null and not j.suspect) then
+            again := clock_timestamp() + interval '200 ms';      -- it is of a kind that others have, or somebody holds it
+          end if;
+          exit;
+        end if;
+        rank := job.rank;
+        past := job.id;
+        got := howdah.acquire(job.id, howdah.keys_of(job.limits, job.fifo_key));
+        if got.blocked is null then
+          update howdah.jobs j set lease = claim_limited.lease, leased_by = claim_limited.worker, attempt = j.attempt + 1,
+            claimed_at = greatest(clock_timestamp(), j.created_at), gate = null where j.id = job.id;
+          taken := taken || job.id;
+          free[place] := free[place] - 1;
+        elsif got.blocked = '' then
+          again := clock_timestamp() + interval '5 ms';
+        elsif got.blocked = spot.key then
+          shut := true;
+          exit;
+        else
+          update howdah.jobs j set gate = got.blocked where j.id = job.id;
+          turns := turns - 1;
+        end if;
+      end loop;
+      exit when shut;
+      if again is not null then
+        -- What others have opened here and we can see stays until we are done: we have the lock.
+        insert into howdah.openings (key, queue, open_at)
+        select spot.key, lane, again where not exists (select from howdah.openings o where o.key = spot.key and o.queue = lane and o.open_at <= again);
+      end if;
+    end loop;
+    if shut and got.open_at is not null then
+      insert into howdah.openings (key, open_at)
+      select spot.key, got.open_at where not exists (select from howdah.openings o where o.key = spot.key and o.queue = '' and o.open_at <= got.open_at);
+    end if;
+  end loop;
+
+  select extract(epoch from min(o.open_at) - clock_timestamp())::float8 into next_in
+    from (select q.queue from unnest(served, free) q(queue, room) where q.room > 0 union all select '') q
+    cross join lateral (select o.open_at from howdah.openings o where o.queue = q.queue order by o.open_at limit 1) o;
+  next_in := greatest(next_in, case when busy then 0.003 else 0 end);
+  more := exists (select from unnest(served, free) q(queue, room) join howdah.openings o on o.queue = q.queue where q.room <= 0);
+  return query
+  select j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
+    greatest(extract(epoch from j.claimed_at - j.ready_at), 0)::float8, extract(epoch from j.expires_at - j.claimed_at)::float8,
+    j.subject, j.headers, j.created_at, j.crashes, j.batch, claim_limited.next_in, claim_limited.more
+  from (select 1) one left join howdah.jobs j on j.id = any (taken);
+end $$;
+
+-- The queues in which something stands at a key: a descent of the index for each.
+create function howdah.lanes_at(gate text) returns text[] language sql stable
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+with recursive lane as (
+  (select j.queue from howdah.jobs j where j.gate = lanes_at.gate and j.due_at is null and not j.suspect order by j.queue limit 1)
+  union all
+  select next.queue from lane cross join lateral (
+    select j.queue from howdah.jobs j where j.gate = lanes_at.gate and j.due_at is null and not j.suspect and j.queue > lane.queue
+    order by j.queue limit 1) next)
+select array(select l.queue from lane l) $$;
+
+-- Gives back the tokens of jobs that were given back without having been started.
+create function howdah.return_tokens(ids bigint[]) returns void language sql as $$
+insert into howdah.openings (key, tokens)
+select k.key, count(*) from howdah.jobs j cross join unnest(j.limits) k(key)
+where j.id = any (return_tokens.ids) and (howdah.limit_for(k.key)).rate is not null group by k.key $$;
+
+-- Opens every line whose key begins so, or one: something about its limit has changed.
+create function howdah.open_lines(prefix text, whole boolean) returns void language sql
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+with recursive line as (
+  (select j.gate from howdah.jobs j where j.gate >= prefix and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1)
+  union all
+  select next.gate from line cross join lateral (
+    select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next
+  where starts_with(line.gate, prefix) and not whole)
+insert into howdah.openings (key) select l.gate from line l where starts_with(l.gate, prefix) and (l.gate = prefix or not whole);
+select pg_notify('howdah_control', 'limits') $$;
+
+-- Sets what holds for a key or a pattern (`chat:*`), from the commit on: how many may run at once, how many may start in a second
+-- and how many of these at one moment. Null: any number. What runs goes on; nothing new starts until the key is below the new limit.
+create function howdah.set_limit(name text, concurrency int default null, rate float8 default null, burst int default null)
+returns void language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+begin
+  if name is null or length(name) not between 1 and 200 or name ~ '[[:cntrl:]]' or strpos(left(name, -1), '*') > 0 or starts_with(name, 'fifo:') then
+    perform howdah.refuse(array['JB002', format('name is %L', left(name, 200)), '1 to 200 characters, a * only as the last of them']);
+  elsif concurrency is null and rate is null then
+    perform howdah.refuse(array['JB002', 'neither concurrency nor rate is given', 'howdah.remove_limit takes a limit away']);
+  elsif concurrency < 0 then
+    perform howdah.refuse(array['JB002', format('concurrency is %s', concurrency), '0 (nothing starts) or more']);
+  elsif not (rate > 0 and rate < 'infinity') then
+    perform howdah.refuse(array['JB002', format('rate is %s', rate), 'starts per second, more than none']);
+  elsif burst < 1 or burst is not null and rate is null then
+    perform howdah.refuse(array['JB002', format('burst is %s', burst), 'at least 1, and with a rate']);
+  end if;
+  insert into howdah.limits as l (name, concurrency, rate, burst)
+  values (name, concurrency, rate, coalesce(burst, greatest(ceil(rate / 50), 1)::int))
+  on conflict on constraint limits_pkey do update set concurrency = excluded.concurrency, rate = excluded.rate, burst = excluded.burst, set_at = excluded.set_at;
+  perform howdah.open_lines(rtrim(name, '*'), name not like '%*');
+end $$;
+
+-- Takes a limit away, and tells whether there was one.
+create function howdah.remove_limit(name text) returns boolean
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+#variable_conflict use_variable
+begin
+  delete from howdah.limits l where l.name = remove_limit.name;
+  if not found then return false; end if;
+  perform howdah.open_lines(rtrim(name, '*'), name not like '%*');
+  return true;
+end $$;

@@ -14,6 +14,7 @@ from howdah.jsontext import describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from howdah.chainer import Chainer
     from howdah.job import Attempt
@@ -44,12 +45,14 @@ class Acker:
         metrics: Metrics,
         keep_history: bool,
         on_relief: Callable[[], None],
+        on_written: Callable[[AbstractSet[int]], None],
     ) -> None:
         self._store = store
         self._chainer = chainer
         self._metrics = metrics
         self._keep = keep_history
         self._on_relief = on_relief
+        self._on_written = on_written
         self._waiting: list[Attempt] = []
         self._busy: list[Attempt] = []
         self._sent: set[tuple[int, int]] = set()
@@ -137,6 +140,7 @@ class Acker:
             try:
                 started = monotonic()
                 written = await self._store.ack(batch, keep=self._keep)
+                self._on_written(written)
                 self._metrics.ack_seconds.observe(monotonic() - started)
                 self._metrics.ack_batch.observe(len(batch))
                 return await self._judge([attempt for attempt in batch if attempt.id not in written])

@@ -16,6 +16,9 @@ import asyncpg
 from howdah.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
+
     from howdah.chaining import Chain
     from howdah.job import Attempt
     from howdah.metrics import Metrics
@@ -34,8 +37,11 @@ BUSY_PAUSE = 0.1
 class Chainer:
     """Takes outcomes with the jobs that come with them, and writes each until the database has answered for it."""
 
-    def __init__(self, *, store: Store, metrics: Metrics, keep_history: bool) -> None:
+    def __init__(
+        self, *, store: Store, metrics: Metrics, keep_history: bool, on_written: Callable[[AbstractSet[int]], None]
+    ) -> None:
         self._store = store
+        self._on_written = on_written
         self._metrics = metrics
         self._keep = keep_history
         self._waiting: deque[Link] = deque()
@@ -102,6 +108,7 @@ class Chainer:
                     return True
             else:
                 chain.written()
+                self._on_written({attempt.id})
                 return False
 
     async def _is_busy(self, attempt: Attempt, *, sent: bool) -> bool:

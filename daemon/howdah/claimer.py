@@ -112,6 +112,11 @@ class Claimer:
         self._suspects = True
         self._stir.set()
 
+    @property
+    def may_claim(self) -> bool:
+        """Whether nothing keeps this worker from claims: neither a reason to hold, nor acks that wait, nor its end."""
+        return not self._stopping and not self._holds and not self._is_full()
+
     def hold(self, reason: str) -> None:
         """Claim nothing until every reason is gone."""
         if reason not in self._holds:

@@ -49,6 +49,7 @@ class Maintenance:
         history_days: int,
         on_ready: Callable[[], None],
         on_suspects: Callable[[], None],
+        on_limited: Callable[[], None],
     ) -> None:
         self._store = store
         self._vitals = vitals
@@ -57,6 +58,7 @@ class Maintenance:
         self._history_days = history_days
         self._on_ready = on_ready
         self._on_suspects = on_suspects
+        self._on_limited = on_limited
         self._history_pause = FIRST_HISTORY_INTERVAL
         self._stir = asyncio.Event()
         self._unsettled = asyncio.Event()
@@ -104,9 +106,11 @@ class Maintenance:
 
     async def _make_ready(self) -> tuple[int, float]:
         """Make ready what is due; gives how many jobs, and the seconds until the next is due."""
-        made, nexts = await self._store.make_ready(PROMOTE_BATCH)
+        made, nexts, limited = await self._store.make_ready(PROMOTE_BATCH)
         if made:
             self._on_ready()
+        if limited:
+            self._on_limited()
         # A millisecond late rather than early: an early look finds nothing and has to come again.
         return made, min((max(moment, 0.0) + 0.001 for moment in nexts), default=DUE_INTERVAL)
 

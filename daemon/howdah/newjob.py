@@ -62,6 +62,8 @@ class PayloadOptions(TypedDict, total=False):
     expires_at: datetime | None
     headers: Mapping[str, Any] | None
     batch: int | None
+    limits: Sequence[str] | None
+    fifo_key: str | None
 
 
 class BatchOptions(TypedDict, total=False):

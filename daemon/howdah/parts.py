@@ -22,6 +22,7 @@ from howdah.executor import Executor
 from howdah.heartbeat import Heartbeat
 from howdah.lifeline import Lifeline
 from howdah.lifespans import Lifespans
+from howdah.limited import LimitedClaimer
 from howdah.listener import Listener
 from howdah.maintenance import Maintenance
 from howdah.metrics import Metrics
@@ -65,8 +66,8 @@ class Parts:
         self._url: str = config.database_url
         self._loop = asyncio.get_running_loop()
         self._lines = {
-            name: self._line(name, raw_json=name in {"claim", "step"})
-            for name in ("claim", "ack", "chain", "spare", "step", "count")
+            name: self._line(name, raw_json=name in {"claim", "limited", "step"})
+            for name in ("claim", "limited", "ack", "chain", "spare", "step", "count")
         }
         self._threads = ThreadPoolExecutor(max_workers=sum(config.queues.values()), thread_name_prefix="handler")
         self._processes = Processes(config.handlers, log_style=config.log_format, log_level=config.log_level)
@@ -83,14 +84,18 @@ class Parts:
         self.claimed = asyncio.Event()
         self.store = Store(self._lines["spare"])
         self.chainer = Chainer(
-            store=Store(self._lines["chain"]), metrics=self.metrics, keep_history=config.history_days > 0
+            store=Store(self._lines["chain"]),
+            metrics=self.metrics,
+            keep_history=config.history_days > 0,
+            on_written=lambda ids: self.limited.written(ids),
         )
         self.acker = Acker(
             store=Store(self._lines["ack"]),
             chainer=self.chainer,
             metrics=self.metrics,
             keep_history=config.history_days > 0,
-            on_relief=lambda: self.claimer.wake(),
+            on_relief=lambda: self._wake(),
+            on_written=lambda ids: self.limited.written(ids),
         )
         self.metrics.loop_lag.set_function(self.vitals.loop_lag)
         self.executor = Executor(
@@ -116,7 +121,7 @@ class Parts:
                 cap=cap,
                 run_times=run_times,
                 execute=self.executor.execute,
-                on_room=lambda name: self.claimer.room(name),
+                on_room=lambda name: self._note_room(name),
                 on_failure=on_failure,
                 metrics=self.metrics,
             )
@@ -136,6 +141,16 @@ class Parts:
             metrics=self.metrics,
             poll_interval=config.poll_interval,
         )
+        self.limited = LimitedClaimer(
+            store=Store(self._lines["limited"]),
+            slots=self.slots,
+            kinds=registry.kinds,
+            worker=lambda: self.vitals.worker,
+            may_claim=lambda: self.claimer.may_claim,
+            give_back=self.release,
+            metrics=self.metrics,
+            poll_interval=config.poll_interval,
+        )
         self.canceller = Canceller(
             store=self.store, executor=self.executor, slots=self.slots, put=self.put, vitals=self.vitals
         )
@@ -147,6 +162,7 @@ class Parts:
             history_days=config.history_days,
             on_ready=self.claimer.wake,
             on_suspects=self.claimer.suspects_wait,
+            on_limited=self.limited.look,
         )
         self.census = Census(
             store=Store(self._lines["count"]), vitals=self.vitals, metrics=self.metrics, queues=config.queues
@@ -178,6 +194,14 @@ class Parts:
             self.chainer.put(attempt, chain)
         if attempt.delay is not None:
             self.maintenance.due(attempt.delay)
+
+    def _wake(self) -> None:
+        self.claimer.wake()
+        self.limited.room("")
+
+    def _note_room(self, queue: str) -> None:
+        self.limited.room(queue)
+        self.claimer.room(queue)
 
     def release(self, jobs: Iterable[Job[Any]]) -> None:
         """Give jobs back: those that have not started, or whose handlers do not end."""
@@ -265,6 +289,8 @@ class Parts:
         match word:
             case "due":
                 self.maintenance.due()
+            case "limits":
+                self.limited.look()
             case "settle":
                 self.maintenance.settle()
             case "suspects":

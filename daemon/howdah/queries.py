@@ -17,6 +17,7 @@ QUERIES = (
     "cancel_subject",
     "census",
     "claim",
+    "claim_limited",
     "claim_suspect",
     "create_batch",
     "depth",

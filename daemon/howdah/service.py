@@ -151,6 +151,7 @@ class Service:
         parts = self._parts
         runs = {
             "claimer": parts.claimer.run(),
+            "limited": parts.limited.run(),
             "acker": parts.acker.run(),
             "chainer": parts.chainer.run(),
             "executor": parts.executor.watch(),
@@ -163,7 +164,7 @@ class Service:
             "pulse": self._beat_pulse(),
         }
         if self._limits != Limits():
-            runs["limits"] = self._mind_limits()
+            runs["life"] = self._mind_limits()
         self._tasks = {name: asyncio.create_task(run, name=name) for name, run in runs.items()}
         stop = asyncio.create_task(self._stop.wait())
         done, _ = await asyncio.wait({*self._tasks.values(), stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -274,8 +275,10 @@ class Service:
         self._set_deadlines(0.0 if self._hurry.is_set() else timeout)
         parts.metrics.draining.set(1)
         parts.claimer.stop()
+        parts.limited.stop()
         # The claim that is on its way must be known before the hand is given back.
         await self._within(asyncio.shield(self._tasks["claimer"]))
+        await self._within(asyncio.shield(self._tasks["limited"]))
         drain = Drain(
             slots=parts.slots,
             executor=parts.executor,

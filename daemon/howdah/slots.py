@@ -87,7 +87,11 @@ class QueueSlots:
         self.queue = queue
         self.size = size
         self.running = 0
+        #: Slots that are kept free for a claim that is on its way.
+        self.aside = 0
         self.hand: deque[Job[Any]] = deque()
+        # How many jobs in hand were given to stand first.
+        self._firsts = 0
         self._cap = cap
         self._run_times = run_times
         self._execute = execute
@@ -104,7 +108,30 @@ class QueueSlots:
     @property
     def free(self) -> int:
         """Slots for which nothing is in hand."""
-        return max(self.size - self.running - len(self.hand), 0)
+        return max(self.size - self.running - self.aside - len(self.hand), 0)
+
+    def set_aside(self, count: int) -> int:
+        """Keep up to so many slots free that nothing runs in, whatever waits in hand; gives how many."""
+        count = max(min(count, self.size - self.running - self.aside - self._firsts), 0)
+        if self._cap is not None:
+            count = max(min(count, self._cap.free), 0)
+        self.aside += count
+        return count
+
+    def set_free(self, count: int) -> None:
+        """Let slots that were kept free be used."""
+        if count:
+            self.aside -= count
+            for _ in range(count if self.hand else 0):
+                self._wake_one()
+            self._on_room(self.queue)
+
+    def give_first(self, job: Job[Any]) -> None:
+        """Put a claimed job in hand before all others."""
+        self._firsts += 1
+        self.hand.appendleft(job)
+        self._idle.clear()
+        self._wake_one()
 
     def give(self, jobs: Iterable[Job[Any]]) -> None:
         """Put claimed jobs in hand."""
@@ -123,6 +150,7 @@ class QueueSlots:
         """Take what has not started out of hand."""
         jobs = list(self.hand)
         self.hand.clear()
+        self._firsts = 0
         for job in jobs:
             self._note_end(job)
         self._note_idle()
@@ -177,7 +205,7 @@ class QueueSlots:
         # Not loop.time(): uvloop's stands still while the loop is in one of its turns.
         turn_ends = monotonic() + TURN
         while True:
-            if not self.hand or self.running >= self.size:
+            if not self.hand or self.running >= self.size - self.aside:
                 bed = loop.create_future()
                 self._parked.append(bed)
                 await bed
@@ -188,6 +216,7 @@ class QueueSlots:
                 if not self.hand:
                     self._cap.give()
                     continue
+            self._firsts = max(self._firsts - 1, 0)
             await self._run(self.hand.popleft())
             if monotonic() > turn_ends:
                 await asyncio.sleep(0)

@@ -41,6 +41,14 @@ class Claim:
     newest: int
 
 
+class LimitedClaim(NamedTuple):
+    """What a claim of limited jobs brought, in how many seconds to look again, and whether queues without room had more."""
+
+    jobs: list[Job[Any]]
+    next_in: float | None
+    more: bool
+
+
 class Beat(NamedTuple):
     """What a beat tells: whether upkeep is this worker's, whether suspects wait, and whether there are signals."""
 
@@ -94,6 +102,14 @@ class Store:
         )
         jobs = [job_of(row, lease) for row in rows if row[0] is not None]
         return Claim(jobs, rows[0]["newest"])
+
+    async def claim_limited(self, worker: int, lease: int, kinds: Sequence[str], rooms: dict[str, int]) -> LimitedClaim:
+        """Take limited jobs that may start now: of each queue at most its room."""
+        rows = await self._line.fetch(
+            SQL["claim_limited"], worker, lease, kinds, list(rooms), list(rooms.values())
+        )
+        jobs = [job_of(row, lease) for row in rows if row[0] is not None]
+        return LimitedClaim(jobs, rows[0]["next_in"], rows[0]["more"])
 
     async def claim_suspect(
         self, worker: int, lease: int, kinds: Sequence[str], queues: Sequence[str]
@@ -175,10 +191,13 @@ class Store:
 
     # -- upkeep
 
-    async def make_ready(self, count: int) -> tuple[int, list[float]]:
-        """Make due jobs claimable, and jobs of ripe events; gives how many, and the seconds until the next ones of either."""
-        promoted, made, *nexts = (await self._line.fetch(SQL["make_ready"], count))[0]
-        return promoted + made, [moment for moment in nexts if moment is not None]
+    async def make_ready(self, count: int) -> tuple[int, list[float], bool]:
+        """Make due jobs claimable, and jobs of ripe events.
+
+        Gives how many, the seconds until the next ones of either, and whether limited jobs may be there.
+        """
+        promoted, made, *nexts, limited = (await self._line.fetch(SQL["make_ready"], count))[0]
+        return promoted + made, [moment for moment in nexts if moment is not None], limited
 
     async def settle(self, count: int) -> tuple[int, float | None]:
         """Let go what has nothing left to wait for; gives how many jobs it found, and in how many seconds to look again, if soon."""

@@ -49,6 +49,7 @@ create table howdah.jobs (
   kind          text     not null,
   state         text     not null generated always as (
     case when lease is not null                      then 'running'
+         when due_at is null and gate is not null    then 'waiting'
          when due_at is null                         then 'ready'
          when due_at = 'infinity'::timestamptz       then 'waiting'
          when attempt > 0                            then 'retrying'
@@ -61,7 +62,8 @@ create table howdah.jobs (
   subject       text,
   fifo_key      text,
   depends_on    bigint[],
-  limits        text[],
+  limits        text[],              -- the keys of which it needs a place, see 0012
+  gate          text,                -- the one in whose line it stands while nobody has claimed it; null: it has no keys
   constraint payload_is_object check (jsonb_typeof(payload) = 'object'),
   constraint priority_in_range check (priority between 0 and 10),
   constraint attempts_in_range check (attempt between 0 and max_attempts),
@@ -72,9 +74,12 @@ create table howdah.jobs (
         autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0.05, vacuum_truncate = off);
 
 -- The claim walks this in order; one entry in a job's life.
-create index jobs_claim on howdah.jobs (queue, (10 - priority), id) where due_at is null and not suspect;
+create index jobs_claim on howdah.jobs (queue, (10 - priority), id) where due_at is null and not suspect and gate is null;
 -- Suspects stand apart, so that a claim never passes over them. Empty on a good day.
 create index jobs_suspect on howdah.jobs (queue, (10 - priority), id) where due_at is null and suspect;
+-- The lines of those that have keys, each as the claim walks it; and the FIFO lines in order, whatever their jobs wait for.
+create index jobs_gate on howdah.jobs (gate, queue, (10 - priority), id) where due_at is null and not suspect and gate is not null;
+create index jobs_fifo on howdah.jobs (fifo_key, id) where due_at is null and fifo_key is not null;
 create index jobs_due on howdah.jobs (due_at) where due_at is not null;
 create unique index jobs_unique_key on howdah.jobs (unique_key) where unique_key is not null;
 create index jobs_subject on howdah.jobs (subject) where subject is not null;
@@ -110,6 +115,7 @@ create table howdah.job_history (
   unique_key    text,
   subject       text,
   fifo_key      text,
+  limits        text[],
   cancelled_by  text,
   cancel_reason text,
   constraint state_is_final     check (state in ('completed', 'dead', 'cancelled')),

@@ -47,8 +47,11 @@ select case
     then array['JB002', 'depends_on holds a null', 'ids of jobs']
   when on_failed_dependency is null or on_failed_dependency not in ('cancel', 'run')
     then array['JB002', format('on_failed_dependency is %L', on_failed_dependency), 'cancel or run']
-  when limits     is not null then array['JB006', 'limits is not available yet', 'leave it out']
-  when fifo_key   is not null then array['JB006', 'fifo_key is not available yet', 'leave it out']
+  when limits is not null and (cardinality(limits) not between 1 and 20 or array_ndims(limits) > 1 or exists (
+      select from unnest(limits) l(name) where l.name is null or length(l.name) not between 1 and 200 or l.name ~ '[[:cntrl:]*]|^(fifo|kind|queue):'))
+    then array['JB002', format('limits is %s', left(limits::text, 300)), '1 to 20 names of 1 to 200 characters, without *, none of which begins with kind:, queue: or fifo:']
+  when length(fifo_key) not between 1 and 190 or fifo_key ~ '[[:cntrl:]]'
+    then array['JB002', format('fifo_key is %L', left(fifo_key, 190)), '1 to 190 characters, none of them a control character']
 end $$;
 
 -- The first field of a payload that does not fit its kind, as a sentence, or null. A field that became required less
@@ -148,9 +151,9 @@ begin
   if due <= clock_timestamp() then due := null; end if;
 
   loop
-    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers, batch, depends_on)
+    insert into howdah.jobs (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, unique_key, subject, expires_at, headers, batch, depends_on, limits, fifo_key)
     values (enqueue.queue, enqueue.kind, enqueue.payload, enqueue.priority, due, coalesce(due, clock_timestamp()), enqueue.max_attempts,
-            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers, enqueue.batch, enqueue.depends_on)
+            enqueue.timeout, enqueue.unique_key, enqueue.subject, enqueue.expires_at, enqueue.headers, enqueue.batch, enqueue.depends_on, enqueue.limits, enqueue.fifo_key)
     on conflict (unique_key) where unique_key is not null do nothing
     returning id into enqueue.id;
     created := found;
@@ -243,10 +246,10 @@ begin
            ) as problem
     from given g left join howdah.kinds k on k.name = g.kind),
   fresh as (
-    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch)
+    insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch, limits, fifo_key)
     overriding system value
     select c.new_id, coalesce(c.queue, c.known_queue, 'default'), c.kind, coalesce(c.payload, '{}'), coalesce(c.priority, c.known_priority, 0), c.due,
-           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch
+           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch, c.limits, c.fifo_key
     from checked c
     where c.plain and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
     order by c.place)
@@ -257,7 +260,7 @@ begin
           and howdah.refuse(case when k.problem[2] is not null then k.problem end, format('job %s: ', k.place)) is null
         order by k.unique_key, k.place) c
   cross join lateral howdah.enqueue(c.kind, coalesce(c.payload, '{}'), c.queue, c.priority, c.run_at, c.delay, c.max_attempts, c.timeout, c.unique_key,
-    coalesce(c.on_conflict, 'skip'), c.subject, c.depends_on, c.batch, expires_at => c.expires_at, headers => c.headers,
+    coalesce(c.on_conflict, 'skip'), c.subject, c.depends_on, c.batch, c.limits, c.fifo_key, expires_at => c.expires_at, headers => c.headers,
     on_failed_dependency => coalesce(c.on_failed_dependency, 'cancel')) e
   order by 1;
 

@@ -30,7 +30,7 @@ begin
       from line cross join lateral (
         select j.ctid as at
         from howdah.jobs j
-        where j.queue = line.queue and j.due_at is null and not j.suspect
+        where j.queue = line.queue and j.due_at is null and not j.suspect and j.gate is null
           and ((10 - j.priority), j.id) > (line.rank, line.past) and (10 - j.priority) <= line.upto
           and j.lease is null and j.kind = any (claim_ready.kinds)
         order by (10 - j.priority), j.id
@@ -57,12 +57,13 @@ set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_ha
 #variable_conflict use_column
 declare
   moment timestamptz := clock_timestamp();
+  one    record;
 begin
   return query
   with picked as materialized (
     select j.ctid as at
     from howdah.jobs j
-    where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.lease is null and j.kind = any (claim_suspect.kinds)
+    where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.gate is null and j.lease is null and j.kind = any (claim_suspect.kinds)
       and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
     order by (10 - j.priority), j.id
     limit 1
@@ -73,6 +74,25 @@ begin
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
     greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
     j.subject, j.headers, j.created_at, j.crashes, j.batch;
+  if found then return; end if;
+  -- Those that have keys take them first, or are passed over.
+  for one in
+    select j.id, j.limits, j.fifo_key from howdah.jobs j
+    where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.gate is not null and j.lease is null and j.kind = any (claim_suspect.kinds)
+      and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
+      and current_setting('transaction_isolation') = 'read committed'
+    order by (10 - j.priority), j.id
+    for update skip locked loop
+    continue when (howdah.acquire(one.id, howdah.keys_of(one.limits, one.fifo_key))).blocked is not null;
+    return query
+    update howdah.jobs j
+    set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at), gate = null
+    where j.id = one.id
+    returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
+      greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
+      j.subject, j.headers, j.created_at, j.crashes, j.batch;
+    return;
+  end loop;
 end $$;
 
 -- The list of errors with one more: the last ten, each knowing its attempt and time.
@@ -106,6 +126,7 @@ declare
   ended   bigint[];
   states  text[];
   batches bigint[];
+  unused  bigint[];
 begin
   with done as materialized (
     select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.ages, ack.runs, ack.progresses)
@@ -125,7 +146,7 @@ begin
       greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began, d.age is null and j.started_at is null as unstarted),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
-      cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
+      cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
     select g.id, g.queue, g.kind,
       case when secrets and g.outcome in ('completed', 'cancelled') then howdah.without_secrets(g.kind, g.payload) else g.payload end,
       g.priority, g.attempt, g.max_attempts, g.crashes + (g.outcome = 'crashed')::int,
@@ -133,7 +154,7 @@ begin
       case g.outcome when 'crashed' then 'dead' else g.outcome end, g.result,
       howdah.with_error(g.errors, case when g.outcome <> 'cancelled' then g.error end, g.attempt, moment), coalesce(g.last_progress, g.progress),
       case when g.outcome = 'cancelled' then g.error ->> 'by' end, case when g.outcome = 'cancelled' then g.error ->> 'reason' end,
-      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
       case when not g.unstarted then g.began end, greatest(g.began, g.claimed_at, least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack.keep),
   back as (
@@ -145,13 +166,18 @@ begin
       ready_at = case when d.outcome in ('retried', 'snoozed') then moment + greatest(d.delay, 0) * interval '1 second' else j.ready_at end,
       suspect = d.outcome = 'rescued' or (d.outcome = 'released' and j.suspect),
       crashes = j.crashes + (d.outcome = 'rescued' and j.suspect and j.started_at is not null)::int,
-      errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress)
+      errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress),
+      gate = case when j.limits is not null or j.fifo_key is not null then (howdah.keys_of(j.limits, j.fifo_key))[1] end
     from held d where j.ctid = d.at and d.outcome in ('retried', 'snoozed', 'released', 'rescued')
-    returning j.id)
-  select array_agg(e.id), array_agg(e.id) filter (where e.ended), array_agg(e.state) filter (where e.ended), array_agg(e.batch) filter (where e.ended)
-    into written, ended, states, batches
-  from (select g.id, true, case g.outcome when 'crashed' then 'dead' else g.outcome end, g.batch from gone g
-        union all select b.id, false, null, null from back b) e(id, ended, state, batch);
+    returning j.id, j.limits is not null and d.outcome = 'released' and d.age is null as unused)
+  select array_agg(e.id), array_agg(e.id) filter (where e.ended), array_agg(e.state) filter (where e.ended), array_agg(e.batch) filter (where e.ended),
+    array_agg(e.id) filter (where e.unused)
+    into written, ended, states, batches, unused
+  from (select g.id, true, case g.outcome when 'crashed' then 'dead' else g.outcome end, g.batch, false from gone g
+        union all select b.id, false, null, null, b.unused from back b) e(id, ended, state, batch, unused);
+  if unused is not null then
+    perform howdah.return_tokens(unused);
+  end if;
   if ended is not null then
     perform howdah.note_ended(ended, states, batches, true);
   end if;

@@ -6,9 +6,9 @@ create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) ret
 delete from howdah.dependencies d using (     -- what somebody else holds goes when that one has ended, by howdah.resolve
   select d.ctid as at from howdah.dependencies d where d.job_id = job.id for update skip locked) free where d.ctid = free.at;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
-  cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, retried_from, timeout, created_at, ready_at, finished_at)
+  cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, howdah.without_secrets(job.kind, job.payload), job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
-  job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.retried_from, job.timeout,
+  job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.limits, job.retried_from, job.timeout,
   job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at));
 select true $$;
 
@@ -98,8 +98,8 @@ begin
       then array['JB007', format('job %s has not ended yet', job_id), 'only an ended job can be retried']
       else array['JB007', format('there is no job %s', job_id), 'its history may have been dropped'] end);
   end if;
-  insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, unique_key, subject, headers, retried_from)
-  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id)
+  insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, unique_key, subject, headers, retried_from, limits, fifo_key)
+  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id, old.limits, old.fifo_key)
   on conflict (unique_key) where unique_key is not null do nothing
   returning id into new_id;
   if new_id is null then

@@ -113,7 +113,7 @@ begin
       case when ahead = 1 then 'one suspect is' else ahead || ' suspects are' end);
   end if;
   select count(*) into ahead from (
-    select from howdah.jobs j where j.queue = job.queue and j.due_at is null and not j.suspect and j.lease is null
+    select from howdah.jobs j where j.queue = job.queue and j.due_at is null and not j.suspect and j.gate is null and j.lease is null
       and ((10 - j.priority), j.id) < ((10 - job.priority), job.id) limit 10001) few;
   return format('%s, and %s before it in queue %s (priority %s). It can be run by worker %s.', since,
     case when ahead = 0 then 'nothing stands' when ahead = 1 then 'one job stands' when ahead > 10000 then 'more than 10000 jobs stand' else ahead || ' jobs stand' end,

@@ -5,7 +5,7 @@
 create function howdah.enqueue_payloads(kind text, payloads jsonb[], queue text default null, priority int default null,
   run_at timestamptz default null, delay interval default null, max_attempts int default null, timeout interval default null,
   subject text default null, expires_at timestamptz default null, headers jsonb default null,
-  batch bigint default null)
+  batch bigint default null, limits text[] default null, fifo_key text default null)
 returns setof bigint
 language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp set jit = off as $$
 #variable_conflict use_variable
@@ -19,7 +19,7 @@ begin
     perform howdah.refuse(array['JB001', format('payloads must be an array of JSON objects, not %s', case when payloads is null then 'null' else 'an array of arrays' end),
       'pass jsonb[], as array_agg(…) gives it']);
   end if;
-  problem := howdah.argument_problem(kind, '{}', queue, priority, run_at, delay, max_attempts, timeout, null, 'skip', subject, null, batch, null, null, expires_at, headers);
+  problem := howdah.argument_problem(kind, '{}', queue, priority, run_at, delay, max_attempts, timeout, null, 'skip', subject, null, batch, limits, fifo_key, expires_at, headers);
   if problem is not null then perform howdah.refuse(problem); end if;
   if batch is not null then perform howdah.join_batch(batch); end if;
 
@@ -57,9 +57,9 @@ begin
   if due <= clock_timestamp() then due := null; end if;
 
   return query
-  insert into howdah.jobs as j (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch)
+  insert into howdah.jobs as j (queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch, limits, fifo_key)
   select queue, kind, p.payload, coalesce(priority, known.priority, 0), due, coalesce(due, clock_timestamp()), coalesce(max_attempts, known.max_attempts, 3),
-         coalesce(timeout, known.timeout), subject, expires_at, headers, batch
+         coalesce(timeout, known.timeout), subject, expires_at, headers, batch, limits, fifo_key
   from unnest(payloads) p(payload)
   returning j.id;
 

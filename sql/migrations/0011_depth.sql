@@ -6,12 +6,12 @@ create function howdah.lanes() returns table (queue text, rank int)
 language sql stable security definer set search_path = pg_catalog, howdah, pg_temp
 set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
 with recursive lane as (
-  (select j.queue, 10 - j.priority as rank from howdah.jobs j where j.due_at is null and not j.suspect
+  (select j.queue, 10 - j.priority as rank from howdah.jobs j where j.due_at is null and not j.suspect and j.gate is null
    order by j.queue, (10 - j.priority), j.id limit 1)
   union all
   select next.* from lane cross join lateral (
     select j.queue, 10 - j.priority as rank from howdah.jobs j
-    where j.due_at is null and not j.suspect and (j.queue, (10 - j.priority)) > (lane.queue, lane.rank)
+    where j.due_at is null and not j.suspect and j.gate is null and (j.queue, (10 - j.priority)) > (lane.queue, lane.rank)
     order by j.queue, (10 - j.priority), j.id limit 1) next)
 select l.queue, l.rank from lane l $$;
 
@@ -30,7 +30,7 @@ select lane.queue, lane.rank, first.place = (select room from room), first.id, f
 from lane cross join lateral (
   select row_number() over () as place, j.* from (
     select j.id, j.kind, j.ready_at, j.lease, j.leased_by, j.claimed_at, j.started_at, j.timeout from howdah.jobs j
-    where j.queue = lane.queue and j.due_at is null and not j.suspect
+    where j.queue = lane.queue and j.due_at is null and not j.suspect and j.gate is null
       and ((10 - j.priority), j.id) > (lane.rank, 0) and (10 - j.priority) <= lane.rank
     order by (10 - j.priority), j.id
     limit (select room from room)) j) first
