@@ -81,6 +81,9 @@ declare
       limit_for             .         X       .       .
       lanes_at              .         X       .       .
       return_tokens         .         X       .       .
+      with_standing         .         X       .       .
+      send_to_gates         .         X       .       .
+      sweep_limits          .         X       .       .
 
       jobs                  .         rawd    .       r
       jobs_id_seq           .         r       .       .
@@ -95,7 +98,7 @@ declare
       workers               .         rawd    r       r
       limits                .         r       r       r
       holds                 .         ra      r       r
-      buckets               .         raw     r       r
+      buckets               .         rawd    r       r
       openings              .         rawd    r       r
       leader                .         rw      r       r
       queues                .         r       r       r

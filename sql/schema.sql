@@ -41,7 +41,8 @@ create table howdah.migrations (
 create table howdah.settings (
   singleton          boolean primary key default true check (singleton),
   strict_kinds       boolean not null default false,     -- true: a kind that was never registered is refused
-  min_worker_version text    not null default '0.1.0'    -- a worker older than this refuses to run, exit 78
+  min_worker_version text    not null default '0.1.0',   -- a worker older than this refuses to run, exit 78
+  limited            boolean not null default false      -- some kind or queue has a limit, see 0012
 );
 insert into howdah.settings default values;
 
@@ -193,6 +194,7 @@ create table howdah.kinds (
   max_attempts  smallint check (max_attempts >= 1),
   timeout       interval,
   secret        text[]      not null default '{}',
+  limited       boolean     not null default false,     -- jobs of it may have limits that they do not name
   last_worker   text,                                   -- the worker that had it and left last
   last_had_at   timestamptz,
   revision      bigint      not null default 0,         -- of the handlers' code; an older one never overwrites a newer
@@ -269,6 +271,53 @@ create table howdah.events (
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index events_due on howdah.events (due_at);
 create index events_key on howdah.events (kind, key);
+
+-- What holds for a key: a name, or all names that begin as a pattern does (`chat:*`). The name itself comes before patterns, the
+-- longest pattern before shorter ones. `queue:<name>` and `kind:<name>` hold for all jobs of a queue or a kind.
+create table howdah.limits (
+  name        text primary key check (length(name) between 1 and 200 and name !~ '[[:cntrl:]]' and strpos(left(name, -1), '*') = 0),
+  concurrency int check (concurrency >= 0),                  -- how many may run at once; null: any number
+  rate        float8 check (rate > 0 and rate < 'infinity'), -- how many may start in a second; null: any number
+  burst       int check (burst >= 1),                        -- how many of them at one moment
+  standing    boolean not null generated always as (name ~ '^(kind|queue):') stored,    -- holds without being named by jobs
+  set_at      timestamptz not null default clock_timestamp()
+);
+create index limits_patterns on howdah.limits (name) where right(name, 1) = '*';
+
+-- Which jobs hold which keys.
+create table howdah.holds (
+  key    text    not null,
+  job_id bigint  not null,
+  stays  boolean not null default false,                     -- until the job ends; else until its lease does
+  primary key (key, job_id)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+create index holds_job on howdah.holds (job_id);
+
+-- The tokens of keys that have a rate. Written under the key's lock alone, as the time at which the bucket is full again.
+create table howdah.buckets (
+  key     text primary key,
+  full_at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+-- Where to look for jobs that may start, and not before when. Appended by anybody, taken away under the key's lock.
+create table howdah.openings (
+  id      bigint generated always as identity primary key,
+  key     text        not null,
+  queue   text        not null default '',                   -- '': any, whatever stands there
+  open_at timestamptz not null default clock_timestamp(),
+  tokens  int         not null default 0                     -- that were not used after all
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create index openings_next on howdah.openings (queue, open_at);
+create index openings_key on howdah.openings (key);
+
+-- What holds for a key, or a row of nulls.
+create function howdah.limit_for(key text) returns howdah.limits language sql stable as $$
+select l.* from (
+  (select l.* from howdah.limits l where l.name = limit_for.key)
+  union all
+  (select l.* from howdah.limits l where right(l.name, 1) = '*' and starts_with(limit_for.key, left(l.name, -1))
+     and l.standing = (limit_for.key ~ '^(kind|queue):') order by length(l.name) desc limit 1)) l
+limit 1 $$;
 
 -- A payload without what its kind declares secret. security definer: whoever asks need not read howdah.kinds.
 create function howdah.masked(kind text, payload jsonb) returns jsonb
@@ -348,9 +397,9 @@ select case
     then array['JB002', 'depends_on holds a null', 'ids of jobs']
   when on_failed_dependency is null or on_failed_dependency not in ('cancel', 'run')
     then array['JB002', format('on_failed_dependency is %L', on_failed_dependency), 'cancel or run']
-  when limits is not null and (cardinality(limits) not between 1 and 20 or array_ndims(limits) > 1 or exists (
+  when limits is not null and (cardinality(limits) > 20 or array_ndims(limits) > 1 or exists (
       select from unnest(limits) l(name) where l.name is null or length(l.name) not between 1 and 200 or l.name ~ '[[:cntrl:]*]|^(fifo|kind|queue):'))
-    then array['JB002', format('limits is %s', left(limits::text, 300)), '1 to 20 names of 1 to 200 characters, without *, none of which begins with kind:, queue: or fifo:']
+    then array['JB002', format('limits is %s', left(limits::text, 300)), 'at most 20 names of 1 to 200 characters, without *, none of which begins with kind:, queue: or fifo:']
   when length(fifo_key) not between 1 and 190 or fifo_key ~ '[[:cntrl:]]'
     then array['JB002', format('fifo_key is %L', left(fifo_key, 190)), '1 to 190 characters, none of them a control character']
 end $$;
@@ -423,6 +472,7 @@ declare
   holder  record;
   home    text;
   due     timestamptz;
+  known_only boolean;
 begin
   problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
                                      on_conflict, subject, depends_on, batch, limits, fifo_key, expires_at, headers, on_failed_dependency);
@@ -431,7 +481,8 @@ begin
 
   select k.* into known from howdah.kinds k where k.name = enqueue.kind;
   if not found then
-    if (select s.strict_kinds from howdah.settings s) then
+    select s.strict_kinds, s.limited into known_only, known.limited from howdah.settings s;
+    if known_only then
       perform howdah.refuse(array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it']);
     end if;
     raise notice 'howdah: kind % was never registered', quote_literal(kind);
@@ -448,6 +499,9 @@ begin
   priority := coalesce(priority, known.priority, 0);
   max_attempts := coalesce(max_attempts, known.max_attempts, 3);
   timeout := coalesce(timeout, known.timeout);
+  if known.limited then
+    limits := howdah.with_standing(limits, kind, queue);
+  end if;
   due := coalesce(run_at, clock_timestamp() + delay);
   if due <= clock_timestamp() then due := null; end if;
 
@@ -496,8 +550,10 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 #variable_conflict use_column
 declare
   wrong record;
-  known_only boolean := (select s.strict_kinds from howdah.settings s);
+  known_only boolean;
+  any_limits boolean;
 begin
+  select s.strict_kinds, s.limited into known_only, any_limits from howdah.settings s;
   if jobs is null or jsonb_typeof(jobs) <> 'array' then
     perform howdah.refuse(array['JB001', format('jobs must be a JSON array, not %s', coalesce(jsonb_typeof(jobs), 'null')), 'pass jsonb_build_array(…)']);
   end if;
@@ -534,7 +590,7 @@ begin
       as g(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key, on_conflict, subject, depends_on, batch,
       limits, fifo_key, expires_at, headers, on_failed_dependency, place)),
   checked as materialized (
-    select g.*, k.name as known_as, k.queue as known_queue, k.priority as known_priority, k.max_attempts as known_attempts, k.timeout as known_timeout,
+    select g.*, k.name as known_as, k.queue as known_queue, k.priority as known_priority, k.max_attempts as known_attempts, k.timeout as known_timeout, coalesce(k.limited, any_limits) as limited,
            case when g.wanted > clock_timestamp() then g.wanted end as due,
            coalesce(
              howdah.argument_problem(g.kind, coalesce(g.payload, '{}'), g.queue, g.priority, g.run_at, g.delay, g.max_attempts, g.timeout, g.unique_key,
@@ -550,7 +606,8 @@ begin
     insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch, limits, fifo_key)
     overriding system value
     select c.new_id, coalesce(c.queue, c.known_queue, 'default'), c.kind, coalesce(c.payload, '{}'), coalesce(c.priority, c.known_priority, 0), c.due,
-           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch, c.limits, c.fifo_key
+           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch,
+           case when c.limited then howdah.with_standing(c.limits, c.kind, coalesce(c.queue, c.known_queue, 'default')) else c.limits end, c.fifo_key
     from checked c
     where c.plain and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
     order by c.place)
@@ -622,7 +679,22 @@ set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_so
 #variable_conflict use_column
 declare
   moment timestamptz := clock_timestamp();
+  limited_kinds  text[];
+  limited_queues text[];
 begin
+  -- What a kind or a queue has limits for is claimed by howdah.claim_limited alone, also if that was not known when a job came.
+  if exists (select from howdah.limits l where l.standing) then
+    limited_kinds := array(select k.name from unnest(claim_ready.kinds) k(name) where (howdah.limit_for('kind:' || k.name)).name is not null);
+    limited_queues := array(select q.name from unnest(claim_ready.queues) q(name) where (howdah.limit_for('queue:' || q.name)).name is not null);
+    if limited_kinds <> '{}' or limited_queues <> '{}' then
+      if -1 = any (claim_ready.line_ranks) then     -- a look, which comes by all of them
+        perform howdah.send_to_gates(claim_ready.queues, limited_queues, limited_kinds);
+      end if;
+      claim_ready.kinds := array(select k.name from unnest(claim_ready.kinds) k(name) where k.name <> all (limited_kinds));
+      claim_ready.rooms := array(select case when w.queue = any (limited_queues) then 0 else w.room end
+        from unnest(claim_ready.queues, claim_ready.rooms) with ordinality w(queue, room, place) order by w.place);
+    end if;
+  end if;
   return query
   with wanted as (
     select * from unnest(claim_ready.queues, claim_ready.rooms) as w(queue, room)),
@@ -664,6 +736,12 @@ declare
   moment timestamptz := clock_timestamp();
   one    record;
 begin
+  if exists (select from howdah.limits l where l.standing) then
+    update howdah.jobs j set limits = k.keys, gate = (howdah.keys_of(k.keys, j.fifo_key))[1]
+    from (select s.id, howdah.with_standing(s.limits, s.kind, s.queue) as keys from howdah.jobs s
+          where s.due_at is null and s.suspect and s.gate is null and s.lease is null order by s.id for update skip locked) k
+    where j.id = k.id and k.keys is not null;
+  end if;
   return query
   with picked as materialized (
     select j.ctid as at
@@ -872,8 +950,9 @@ begin
     select distinct on (g.kind, g.key) g.*, (min(g.due_at) over (partition by g.kind, g.key)) as ripe_at
     from gone g order by g.kind, g.key, g.id desc),
   job as (
-    insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, subject, ready_at)
-    select coalesce(l.queue, k.queue, 'default'), l.kind, l.payload, coalesce(l.priority, k.priority, 0), coalesce(k.max_attempts, 3), k.timeout, l.subject, l.ripe_at
+    insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, subject, ready_at, limits)
+    select coalesce(l.queue, k.queue, 'default'), l.kind, l.payload, coalesce(l.priority, k.priority, 0), coalesce(k.max_attempts, 3), k.timeout, l.subject, l.ripe_at,
+      case when coalesce(k.limited, (select s.limited from howdah.settings s)) then howdah.with_standing(null, l.kind, coalesce(l.queue, k.queue, 'default')) end
     from last l left join howdah.kinds k on k.name = l.kind order by l.id
     returning queue)
   select count(*), array_agg(distinct j.queue) into made, queues from job j;
@@ -1005,8 +1084,9 @@ select howdah.make_partitions();
 -- that a known kind requires from now on carries the time, and is only warned about for ten minutes.
 create function howdah.register(kinds jsonb, revision bigint) returns void
 language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
-insert into howdah.kinds as k (name, fields, schema, queue, priority, max_attempts, timeout, secret, revision)
-select n.name, coalesce(n.fields, '{}'), n.schema, n.queue, n.priority, n.max_attempts, n.timeout * interval '1 second', coalesce(n.secret, '{}'), register.revision
+insert into howdah.kinds as k (name, fields, schema, queue, priority, max_attempts, timeout, secret, revision, limited)
+select n.name, coalesce(n.fields, '{}'), n.schema, n.queue, n.priority, n.max_attempts, n.timeout * interval '1 second', coalesce(n.secret, '{}'), register.revision,
+  exists (select from howdah.limits l where l.name like 'queue:%') or (howdah.limit_for('kind:' || n.name)).name is not null
 from jsonb_to_recordset(register.kinds) as n(name text, fields jsonb, schema jsonb, queue text, priority smallint, max_attempts smallint, timeout float8, secret text[])
 order by n.name
 on conflict (name) do update set
@@ -1288,6 +1368,7 @@ begin
     where e.ctid = old.at;
   delete from howdah.waiters w using (
     select w.ctid as at from howdah.waiters w where w.until < now() - interval '1 minute' for update skip locked) old where w.ctid = old.at;
+  perform howdah.sweep_limits();
   next_in := case when seen >= settle.count then 0 when held or passed <> '{}' then 1 end;
 end $$;
 
@@ -1450,7 +1531,7 @@ begin
       else array['JB007', format('there is no job %s', job_id), 'its history may have been dropped'] end);
   end if;
   insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, unique_key, subject, headers, retried_from, limits, fifo_key)
-  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id, old.limits, old.fifo_key)
+  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id, howdah.with_standing(old.limits, old.kind, old.queue), old.fifo_key)
   on conflict (unique_key) where unique_key is not null do nothing
   returning id into new_id;
   if new_id is null then
@@ -1548,6 +1629,18 @@ begin
         job.subject, job.headers, job.created_at, job.batch;
     end loop;
     exit when taken >= claim.count;
+    if exists (select from howdah.openings) and current_setting('transaction_isolation') = 'read committed' then
+      for job in select r.* from howdah.claim_limited(me, claim.lease, claim.kinds, array[name], array[claim.count - taken]) r
+                 where r.id is not null order by r.priority desc, r.id loop
+        taken := taken + 1;
+        if job.max_attempts = 1 then
+          update howdah.jobs j set started_at = j.claimed_at where j.id = job.id;
+        end if;
+        return query select job.id, claim.lease, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.timeout,
+          job.subject, job.headers, job.created_at, job.batch;
+      end loop;
+      exit when taken >= claim.count;
+    end if;
   end loop;
   update howdah.workers w set sleeps = taken < claim.count where w.id = me and w.sleeps <> (taken < claim.count);
 end $$;
@@ -1644,7 +1737,7 @@ end $$;
 -- Acks a job whose row the caller has locked, and gives its state.
 create function howdah.give_back(job howdah.jobs, outcome text, error jsonb, delay float8) returns text language plpgsql as $$
 declare
-  age   float8 := extract(epoch from clock_timestamp() - coalesce(job.started_at, job.claimed_at));
+  age   float8 := extract(epoch from clock_timestamp() - case when outcome = 'released' then job.started_at else coalesce(job.started_at, job.claimed_at) end);
   state text;
 begin
   perform howdah.ack(array[job.id], array[job.lease], array[outcome], array[null::jsonb], array[error], array[delay],
@@ -1807,6 +1900,7 @@ declare
   known   howdah.kinds;
   wrong   record;
   due     timestamptz;
+  known_only boolean;
 begin
   if payloads is null or array_ndims(payloads) > 1 then
     perform howdah.refuse(array['JB001', format('payloads must be an array of JSON objects, not %s', case when payloads is null then 'null' else 'an array of arrays' end),
@@ -1818,7 +1912,8 @@ begin
 
   select k.* into known from howdah.kinds k where k.name = kind;
   if not found then
-    if (select s.strict_kinds from howdah.settings s) then
+    select s.strict_kinds, s.limited into known_only, known.limited from howdah.settings s;
+    if known_only then
       perform howdah.refuse(array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it']);
     end if;
     raise notice 'howdah: kind % was never registered', quote_literal(kind);
@@ -1846,6 +1941,9 @@ begin
     end if;
   end if;
   queue := coalesce(queue, known.queue, 'default');
+  if known.limited then
+    limits := howdah.with_standing(limits, kind, queue);
+  end if;
   due := coalesce(run_at, clock_timestamp() + delay);
   if due <= clock_timestamp() then due := null; end if;
 
@@ -1963,51 +2061,11 @@ from counted c full join sample s using (queue, state) $$;
 -- A job in hand has a row of howdah.holds for each of its keys. It goes with the lease, in the same commit, whoever writes that: the
 -- trigger sees to it. So the slots of a dead worker come back with the rescue, and never earlier. A FIFO key is held until the job has ended.
 
--- What holds for a key: a name, or all names that begin as a pattern does (`chat:*`). The name itself comes before patterns, the
--- longest pattern before shorter ones. `queue:<name>` and `kind:<name>` hold for all jobs of a queue or a kind.
-create table howdah.limits (
-  name        text primary key check (length(name) between 1 and 200 and name !~ '[[:cntrl:]]' and strpos(left(name, -1), '*') = 0),
-  concurrency int check (concurrency >= 0),                  -- how many may run at once; null: any number
-  rate        float8 check (rate > 0 and rate < 'infinity'), -- how many may start in a second; null: any number
-  burst       int check (burst >= 1),                        -- how many of them at one moment
-  set_at      timestamptz not null default clock_timestamp()
-);
-create index limits_patterns on howdah.limits (name) where right(name, 1) = '*';
-
--- Which jobs hold which keys.
-create table howdah.holds (
-  key    text    not null,
-  job_id bigint  not null,
-  stays  boolean not null default false,                     -- until the job ends; else until its lease does
-  primary key (key, job_id)
-) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-create index holds_job on howdah.holds (job_id);
-
--- The tokens of keys that have a rate. Written under the key's lock alone, as the time at which the bucket is full again.
-create table howdah.buckets (
-  key     text primary key,
-  full_at timestamptz not null
-) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
--- Where to look for jobs that may start, and not before when. Appended by anybody, taken away under the key's lock.
-create table howdah.openings (
-  id      bigint generated always as identity primary key,
-  key     text        not null,
-  queue   text        not null default '',                   -- '': any, whatever stands there
-  open_at timestamptz not null default clock_timestamp(),
-  tokens  int         not null default 0                     -- that were not used after all
-) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
-create index openings_next on howdah.openings (queue, open_at);
-create index openings_key on howdah.openings (key);
-
--- What holds for a key, or a row of nulls.
-create function howdah.limit_for(key text) returns howdah.limits language sql stable as $$
-select l.* from (
-  (select l.* from howdah.limits l where l.name = limit_for.key)
-  union all
-  (select l.* from howdah.limits l where right(l.name, 1) = '*' and starts_with(limit_for.key, left(l.name, -1))
-   order by length(l.name) desc limit 1)) l
-limit 1 $$;
+-- The limits that a job names, and those that hold for its kind and its queue.
+create function howdah.with_standing(limits text[], kind text, queue text) returns text[] language sql stable as $$
+select case when s.names is null then limits else coalesce(limits, '{}') || s.names end
+from (select array_agg(k.name) as names from unnest(array['queue:' || queue, 'kind:' || kind]) k(name)
+      where (howdah.limit_for(k.name)).name is not null and k.name <> all (coalesce(limits, '{}'))) s $$;
 
 -- All keys of a job, the one that it is to wait at first in front.
 create function howdah.keys_of(limits text[], fifo_key text) returns text[] language sql immutable parallel safe as $$
@@ -2038,13 +2096,14 @@ begin
   if tg_op = 'DELETE' or tg_op = 'UPDATE' and old.lease is not null and new.lease is null then
     for key in delete from howdah.holds h where h.job_id = old.id and (tg_op = 'DELETE' or not h.stays) returning h.key loop
       perform howdah.open(key, '');
-      stirs := stirs or exists (select from howdah.jobs j where j.gate = key and j.due_at is null and not j.suspect);
+      stirs := stirs or exists (select from howdah.jobs j where j.gate = key and j.due_at is null and not j.suspect)
+        or exists (select from howdah.jobs j where j.due_at is null and j.suspect and j.gate is not null);
     end loop;
   end if;
   -- Those behind it in its FIFO line may go, if it stood there.
   if tg_op <> 'INSERT' and old.fifo_key is not null and old.due_at is null and (tg_op = 'DELETE' or new.due_at is not null) then
     perform howdah.open('fifo:' || old.fifo_key, '');
-    stirs := true;
+    stirs := stirs or exists (select from howdah.jobs j where j.fifo_key = old.fifo_key and j.due_at is null);
   end if;
   if tg_op <> 'DELETE' and new.gate is not null and new.due_at is null and new.lease is null
      and (tg_op = 'INSERT' or old.gate is distinct from new.gate or old.due_at is not null or old.suspect <> new.suspect) then
@@ -2053,6 +2112,9 @@ begin
   end if;
   if stirs then
     perform pg_notify('howdah_control', 'limits');
+    if exists (select from howdah.jobs j where j.due_at is null and j.suspect and j.gate is not null) then
+      perform pg_notify('howdah_control', 'suspects');
+    end if;
   end if;
   return null;
 end $$;
@@ -2149,6 +2211,7 @@ declare
   spot    record;
   job     record;
   got     record;
+  gone    howdah.jobs;
   again   timestamptz;
   shut    boolean;
 begin
@@ -2197,7 +2260,7 @@ begin
           again := clock_timestamp();               -- for whoever serves that queue, or has room again
           exit;
         end if;
-        select j.id, j.limits, j.fifo_key, 10 - j.priority as rank into job from howdah.jobs j
+        select j.id, j.limits, j.fifo_key, j.expires_at <= clock_timestamp() as expired, 10 - j.priority as rank into job from howdah.jobs j
           where j.gate = spot.key and j.queue = lane and j.due_at is null and not j.suspect and j.kind = any (claim_limited.kinds)
             and ((10 - j.priority), j.id) > (rank, past) and (head is null or j.id = head)
           order by (10 - j.priority), j.id limit 1 for update skip locked;
@@ -2209,6 +2272,13 @@ begin
         end if;
         rank := job.rank;
         past := job.id;
+        if job.expired then                         -- it takes neither slot nor token to say so
+          delete from howdah.jobs j where j.id = job.id returning j.* into gone;
+          perform howdah.bury_cancelled(gone, 'howdah', 'it expired before it was started');
+          perform howdah.note_ended(array[gone.id], array['cancelled'], array[gone.batch], true);
+          turns := turns - 1;
+          continue;
+        end if;
         got := howdah.acquire(job.id, howdah.keys_of(job.limits, job.fifo_key));
         if got.blocked is null then
           update howdah.jobs j set lease = claim_limited.lease, leased_by = claim_limited.worker, attempt = j.attempt + 1,
@@ -2252,7 +2322,7 @@ end $$;
 
 -- The queues in which something stands at a key: a descent of the index for each.
 create function howdah.lanes_at(gate text) returns text[] language sql stable
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 with recursive lane as (
   (select j.queue from howdah.jobs j where j.gate = lanes_at.gate and j.due_at is null and not j.suspect order by j.queue limit 1)
   union all
@@ -2267,9 +2337,38 @@ insert into howdah.openings (key, tokens)
 select k.key, count(*) from howdah.jobs j cross join unnest(j.limits) k(key)
 where j.id = any (return_tokens.ids) and (howdah.limit_for(k.key)).rate is not null group by k.key $$;
 
+-- Sends jobs that stand in the claim index to the lines of what holds for their kind or queue: those that were not known to have a limit when
+-- they came. Looks where a claim looks, under the claim's plan.
+create function howdah.send_to_gates(queues text[], limited_queues text[], limited_kinds text[], count int default 1000) returns void language sql as $$
+with late as materialized (
+  select one.id from unnest(queues) q(queue) cross join lateral (
+    select j.id from howdah.jobs j
+    where j.queue = q.queue and j.due_at is null and not j.suspect and j.gate is null and ((10 - j.priority), j.id) > (-1, 0)
+      and j.lease is null and (q.queue = any (limited_queues) or j.kind = any (limited_kinds))
+    order by (10 - j.priority), j.id limit send_to_gates.count for update skip locked) one)
+update howdah.jobs j set limits = k.keys, gate = (howdah.keys_of(k.keys, j.fifo_key))[1]
+from late cross join lateral (select h.id, howdah.with_standing(h.limits, h.kind, h.queue) as keys from howdah.jobs h where h.id = late.id) k
+where j.id = k.id $$;
+
+-- Has the limits of a kind or a queue hold for what is queued already, as far as nobody holds it this moment: claims find the rest.
+create function howdah.apply_standing(prefix text, whole boolean) returns void language sql as $$
+update howdah.kinds k set limited = n.limited
+from (select k.name, exists (select from howdah.limits l where l.name like 'queue:%') or (howdah.limit_for('kind:' || k.name)).name is not null as limited
+      from howdah.kinds k order by k.name for update) n
+where k.name = n.name and k.limited <> n.limited;
+update howdah.settings s set limited = n.limited from (select exists (select from howdah.limits l where l.standing) as limited) n where s.limited <> n.limited;
+with late as materialized (
+  select j.id from howdah.jobs j
+  where j.lease is null and case when whole then apply_standing.prefix in ('kind:' || j.kind, 'queue:' || j.queue)
+    else starts_with('kind:' || j.kind, apply_standing.prefix) or starts_with('queue:' || j.queue, apply_standing.prefix) end
+  order by j.id for update skip locked)
+update howdah.jobs j set limits = k.keys, gate = case when j.gate is not null then j.gate else (howdah.keys_of(k.keys, j.fifo_key))[1] end
+from late cross join lateral (select h.id, h.limits, howdah.with_standing(h.limits, h.kind, h.queue) as keys from howdah.jobs h where h.id = late.id) k
+where j.id = k.id and k.keys is distinct from k.limits $$;
+
 -- Opens every line whose key begins so, or one: something about its limit has changed.
 create function howdah.open_lines(prefix text, whole boolean) returns void language sql
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 with recursive line as (
   (select j.gate from howdah.jobs j where j.gate >= prefix and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1)
   union all
@@ -2299,6 +2398,9 @@ begin
   insert into howdah.limits as l (name, concurrency, rate, burst)
   values (name, concurrency, rate, coalesce(burst, greatest(ceil(rate / 50), 1)::int))
   on conflict on constraint limits_pkey do update set concurrency = excluded.concurrency, rate = excluded.rate, burst = excluded.burst, set_at = excluded.set_at;
+  if name ~ '^(kind|queue):' then
+    perform howdah.apply_standing(rtrim(name, '*'), name not like '%*');
+  end if;
   perform howdah.open_lines(rtrim(name, '*'), name not like '%*');
 end $$;
 
@@ -2309,6 +2411,34 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 begin
   delete from howdah.limits l where l.name = remove_limit.name;
   if not found then return false; end if;
+  if name ~ '^(kind|queue):' then
+    perform howdah.apply_standing(rtrim(name, '*'), name not like '%*');
+  end if;
   perform howdah.open_lines(rtrim(name, '*'), name not like '%*');
   return true;
+end $$;
+
+-- Finds what no opening leads to though it might start, and forgets what means nothing any more; tells how many lines it opened. The safety net:
+-- reads a few index entries for each key that jobs wait at.
+create function howdah.sweep_limits() returns int language plpgsql
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+  opened int;
+begin
+  with recursive line as (
+    (select j.gate from howdah.jobs j where j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1)
+    union all
+    select next.gate from line cross join lateral (
+      select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next)
+  insert into howdah.openings (key) select l.gate from line l
+  where not exists (select from howdah.openings o where o.key = l.gate) and not exists (select from howdah.holds h where h.key = l.gate)
+    and (howdah.limit_for(l.gate)).concurrency is distinct from 0;
+  get diagnostics opened = row_count;
+  delete from howdah.buckets b where b.key in (
+    select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
+    and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
+  if opened > 0 then
+    perform pg_notify('howdah_control', 'limits');
+  end if;
+  return opened;
 end $$;

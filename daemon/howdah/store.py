@@ -105,9 +105,7 @@ class Store:
 
     async def claim_limited(self, worker: int, lease: int, kinds: Sequence[str], rooms: dict[str, int]) -> LimitedClaim:
         """Take limited jobs that may start now: of each queue at most its room."""
-        rows = await self._line.fetch(
-            SQL["claim_limited"], worker, lease, kinds, list(rooms), list(rooms.values())
-        )
+        rows = await self._line.fetch(SQL["claim_limited"], worker, lease, kinds, list(rooms), list(rooms.values()))
         jobs = [job_of(row, lease) for row in rows if row[0] is not None]
         return LimitedClaim(jobs, rows[0]["next_in"], rows[0]["more"])
 

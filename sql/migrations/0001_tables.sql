@@ -17,7 +17,8 @@ create table howdah.migrations (
 create table howdah.settings (
   singleton          boolean primary key default true check (singleton),
   strict_kinds       boolean not null default false,     -- true: a kind that was never registered is refused
-  min_worker_version text    not null default '0.1.0'    -- a worker older than this refuses to run, exit 78
+  min_worker_version text    not null default '0.1.0',   -- a worker older than this refuses to run, exit 78
+  limited            boolean not null default false      -- some kind or queue has a limit, see 0012
 );
 insert into howdah.settings default values;
 
@@ -169,6 +170,7 @@ create table howdah.kinds (
   max_attempts  smallint check (max_attempts >= 1),
   timeout       interval,
   secret        text[]      not null default '{}',
+  limited       boolean     not null default false,     -- jobs of it may have limits that they do not name
   last_worker   text,                                   -- the worker that had it and left last
   last_had_at   timestamptz,
   revision      bigint      not null default 0,         -- of the handlers' code; an older one never overwrites a newer
@@ -245,6 +247,53 @@ create table howdah.events (
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index events_due on howdah.events (due_at);
 create index events_key on howdah.events (kind, key);
+
+-- What holds for a key: a name, or all names that begin as a pattern does (`chat:*`). The name itself comes before patterns, the
+-- longest pattern before shorter ones. `queue:<name>` and `kind:<name>` hold for all jobs of a queue or a kind.
+create table howdah.limits (
+  name        text primary key check (length(name) between 1 and 200 and name !~ '[[:cntrl:]]' and strpos(left(name, -1), '*') = 0),
+  concurrency int check (concurrency >= 0),                  -- how many may run at once; null: any number
+  rate        float8 check (rate > 0 and rate < 'infinity'), -- how many may start in a second; null: any number
+  burst       int check (burst >= 1),                        -- how many of them at one moment
+  standing    boolean not null generated always as (name ~ '^(kind|queue):') stored,    -- holds without being named by jobs
+  set_at      timestamptz not null default clock_timestamp()
+);
+create index limits_patterns on howdah.limits (name) where right(name, 1) = '*';
+
+-- Which jobs hold which keys.
+create table howdah.holds (
+  key    text    not null,
+  job_id bigint  not null,
+  stays  boolean not null default false,                     -- until the job ends; else until its lease does
+  primary key (key, job_id)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+create index holds_job on howdah.holds (job_id);
+
+-- The tokens of keys that have a rate. Written under the key's lock alone, as the time at which the bucket is full again.
+create table howdah.buckets (
+  key     text primary key,
+  full_at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+-- Where to look for jobs that may start, and not before when. Appended by anybody, taken away under the key's lock.
+create table howdah.openings (
+  id      bigint generated always as identity primary key,
+  key     text        not null,
+  queue   text        not null default '',                   -- '': any, whatever stands there
+  open_at timestamptz not null default clock_timestamp(),
+  tokens  int         not null default 0                     -- that were not used after all
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create index openings_next on howdah.openings (queue, open_at);
+create index openings_key on howdah.openings (key);
+
+-- What holds for a key, or a row of nulls.
+create function howdah.limit_for(key text) returns howdah.limits language sql stable as $$
+select l.* from (
+  (select l.* from howdah.limits l where l.name = limit_for.key)
+  union all
+  (select l.* from howdah.limits l where right(l.name, 1) = '*' and starts_with(limit_for.key, left(l.name, -1))
+     and l.standing = (limit_for.key ~ '^(kind|queue):') order by length(l.name) desc limit 1)) l
+limit 1 $$;
 
 -- A payload without what its kind declares secret. security definer: whoever asks need not read howdah.kinds.
 create function howdah.masked(kind text, payload jsonb) returns jsonb

@@ -47,9 +47,9 @@ select case
     then array['JB002', 'depends_on holds a null', 'ids of jobs']
   when on_failed_dependency is null or on_failed_dependency not in ('cancel', 'run')
     then array['JB002', format('on_failed_dependency is %L', on_failed_dependency), 'cancel or run']
-  when limits is not null and (cardinality(limits) not between 1 and 20 or array_ndims(limits) > 1 or exists (
+  when limits is not null and (cardinality(limits) > 20 or array_ndims(limits) > 1 or exists (
       select from unnest(limits) l(name) where l.name is null or length(l.name) not between 1 and 200 or l.name ~ '[[:cntrl:]*]|^(fifo|kind|queue):'))
-    then array['JB002', format('limits is %s', left(limits::text, 300)), '1 to 20 names of 1 to 200 characters, without *, none of which begins with kind:, queue: or fifo:']
+    then array['JB002', format('limits is %s', left(limits::text, 300)), 'at most 20 names of 1 to 200 characters, without *, none of which begins with kind:, queue: or fifo:']
   when length(fifo_key) not between 1 and 190 or fifo_key ~ '[[:cntrl:]]'
     then array['JB002', format('fifo_key is %L', left(fifo_key, 190)), '1 to 190 characters, none of them a control character']
 end $$;
@@ -122,6 +122,7 @@ declare
   holder  record;
   home    text;
   due     timestamptz;
+  known_only boolean;
 begin
   problem := howdah.argument_problem(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key,
                                      on_conflict, subject, depends_on, batch, limits, fifo_key, expires_at, headers, on_failed_dependency);
@@ -130,7 +131,8 @@ begin
 
   select k.* into known from howdah.kinds k where k.name = enqueue.kind;
   if not found then
-    if (select s.strict_kinds from howdah.settings s) then
+    select s.strict_kinds, s.limited into known_only, known.limited from howdah.settings s;
+    if known_only then
       perform howdah.refuse(array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it']);
     end if;
     raise notice 'howdah: kind % was never registered', quote_literal(kind);
@@ -147,6 +149,9 @@ begin
   priority := coalesce(priority, known.priority, 0);
   max_attempts := coalesce(max_attempts, known.max_attempts, 3);
   timeout := coalesce(timeout, known.timeout);
+  if known.limited then
+    limits := howdah.with_standing(limits, kind, queue);
+  end if;
   due := coalesce(run_at, clock_timestamp() + delay);
   if due <= clock_timestamp() then due := null; end if;
 
@@ -195,8 +200,10 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 #variable_conflict use_column
 declare
   wrong record;
-  known_only boolean := (select s.strict_kinds from howdah.settings s);
+  known_only boolean;
+  any_limits boolean;
 begin
+  select s.strict_kinds, s.limited into known_only, any_limits from howdah.settings s;
   if jobs is null or jsonb_typeof(jobs) <> 'array' then
     perform howdah.refuse(array['JB001', format('jobs must be a JSON array, not %s', coalesce(jsonb_typeof(jobs), 'null')), 'pass jsonb_build_array(…)']);
   end if;
@@ -233,7 +240,7 @@ begin
       as g(kind, payload, queue, priority, run_at, delay, max_attempts, timeout, unique_key, on_conflict, subject, depends_on, batch,
       limits, fifo_key, expires_at, headers, on_failed_dependency, place)),
   checked as materialized (
-    select g.*, k.name as known_as, k.queue as known_queue, k.priority as known_priority, k.max_attempts as known_attempts, k.timeout as known_timeout,
+    select g.*, k.name as known_as, k.queue as known_queue, k.priority as known_priority, k.max_attempts as known_attempts, k.timeout as known_timeout, coalesce(k.limited, any_limits) as limited,
            case when g.wanted > clock_timestamp() then g.wanted end as due,
            coalesce(
              howdah.argument_problem(g.kind, coalesce(g.payload, '{}'), g.queue, g.priority, g.run_at, g.delay, g.max_attempts, g.timeout, g.unique_key,
@@ -249,7 +256,8 @@ begin
     insert into howdah.jobs (id, queue, kind, payload, priority, due_at, ready_at, max_attempts, timeout, subject, expires_at, headers, batch, limits, fifo_key)
     overriding system value
     select c.new_id, coalesce(c.queue, c.known_queue, 'default'), c.kind, coalesce(c.payload, '{}'), coalesce(c.priority, c.known_priority, 0), c.due,
-           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch, c.limits, c.fifo_key
+           coalesce(c.due, clock_timestamp()), coalesce(c.max_attempts, c.known_attempts, 3), coalesce(c.timeout, c.known_timeout), c.subject, c.expires_at, c.headers, c.batch,
+           case when c.limited then howdah.with_standing(c.limits, c.kind, coalesce(c.queue, c.known_queue, 'default')) else c.limits end, c.fifo_key
     from checked c
     where c.plain and howdah.refuse(case when c.problem[2] is not null then c.problem end, format('job %s: ', c.place)) is null
     order by c.place)

@@ -17,7 +17,22 @@ set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_so
 #variable_conflict use_column
 declare
   moment timestamptz := clock_timestamp();
+  limited_kinds  text[];
+  limited_queues text[];
 begin
+  -- What a kind or a queue has limits for is claimed by howdah.claim_limited alone, also if that was not known when a job came.
+  if exists (select from howdah.limits l where l.standing) then
+    limited_kinds := array(select k.name from unnest(claim_ready.kinds) k(name) where (howdah.limit_for('kind:' || k.name)).name is not null);
+    limited_queues := array(select q.name from unnest(claim_ready.queues) q(name) where (howdah.limit_for('queue:' || q.name)).name is not null);
+    if limited_kinds <> '{}' or limited_queues <> '{}' then
+      if -1 = any (claim_ready.line_ranks) then     -- a look, which comes by all of them
+        perform howdah.send_to_gates(claim_ready.queues, limited_queues, limited_kinds);
+      end if;
+      claim_ready.kinds := array(select k.name from unnest(claim_ready.kinds) k(name) where k.name <> all (limited_kinds));
+      claim_ready.rooms := array(select case when w.queue = any (limited_queues) then 0 else w.room end
+        from unnest(claim_ready.queues, claim_ready.rooms) with ordinality w(queue, room, place) order by w.place);
+    end if;
+  end if;
   return query
   with wanted as (
     select * from unnest(claim_ready.queues, claim_ready.rooms) as w(queue, room)),
@@ -59,6 +74,12 @@ declare
   moment timestamptz := clock_timestamp();
   one    record;
 begin
+  if exists (select from howdah.limits l where l.standing) then
+    update howdah.jobs j set limits = k.keys, gate = (howdah.keys_of(k.keys, j.fifo_key))[1]
+    from (select s.id, howdah.with_standing(s.limits, s.kind, s.queue) as keys from howdah.jobs s
+          where s.due_at is null and s.suspect and s.gate is null and s.lease is null order by s.id for update skip locked) k
+    where j.id = k.id and k.keys is not null;
+  end if;
   return query
   with picked as materialized (
     select j.ctid as at
@@ -267,8 +288,9 @@ begin
     select distinct on (g.kind, g.key) g.*, (min(g.due_at) over (partition by g.kind, g.key)) as ripe_at
     from gone g order by g.kind, g.key, g.id desc),
   job as (
-    insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, subject, ready_at)
-    select coalesce(l.queue, k.queue, 'default'), l.kind, l.payload, coalesce(l.priority, k.priority, 0), coalesce(k.max_attempts, 3), k.timeout, l.subject, l.ripe_at
+    insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, subject, ready_at, limits)
+    select coalesce(l.queue, k.queue, 'default'), l.kind, l.payload, coalesce(l.priority, k.priority, 0), coalesce(k.max_attempts, 3), k.timeout, l.subject, l.ripe_at,
+      case when coalesce(k.limited, (select s.limited from howdah.settings s)) then howdah.with_standing(null, l.kind, coalesce(l.queue, k.queue, 'default')) end
     from last l left join howdah.kinds k on k.name = l.kind order by l.id
     returning queue)
   select count(*), array_agg(distinct j.queue) into made, queues from job j;

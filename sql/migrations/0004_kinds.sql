@@ -5,8 +5,9 @@
 -- that a known kind requires from now on carries the time, and is only warned about for ten minutes.
 create function howdah.register(kinds jsonb, revision bigint) returns void
 language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
-insert into howdah.kinds as k (name, fields, schema, queue, priority, max_attempts, timeout, secret, revision)
-select n.name, coalesce(n.fields, '{}'), n.schema, n.queue, n.priority, n.max_attempts, n.timeout * interval '1 second', coalesce(n.secret, '{}'), register.revision
+insert into howdah.kinds as k (name, fields, schema, queue, priority, max_attempts, timeout, secret, revision, limited)
+select n.name, coalesce(n.fields, '{}'), n.schema, n.queue, n.priority, n.max_attempts, n.timeout * interval '1 second', coalesce(n.secret, '{}'), register.revision,
+  exists (select from howdah.limits l where l.name like 'queue:%') or (howdah.limit_for('kind:' || n.name)).name is not null
 from jsonb_to_recordset(register.kinds) as n(name text, fields jsonb, schema jsonb, queue text, priority smallint, max_attempts smallint, timeout float8, secret text[])
 order by n.name
 on conflict (name) do update set

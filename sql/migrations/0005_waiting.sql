@@ -258,6 +258,7 @@ begin
     where e.ctid = old.at;
   delete from howdah.waiters w using (
     select w.ctid as at from howdah.waiters w where w.until < now() - interval '1 minute' for update skip locked) old where w.ctid = old.at;
+  perform howdah.sweep_limits();
   next_in := case when seen >= settle.count then 0 when held or passed <> '{}' then 1 end;
 end $$;
 

@@ -99,7 +99,7 @@ begin
       else array['JB007', format('there is no job %s', job_id), 'its history may have been dropped'] end);
   end if;
   insert into howdah.jobs (queue, kind, payload, priority, max_attempts, timeout, unique_key, subject, headers, retried_from, limits, fifo_key)
-  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id, old.limits, old.fifo_key)
+  values (old.queue, old.kind, old.payload, old.priority, old.max_attempts, old.timeout, old.unique_key, old.subject, old.headers, old.id, howdah.with_standing(old.limits, old.kind, old.queue), old.fifo_key)
   on conflict (unique_key) where unique_key is not null do nothing
   returning id into new_id;
   if new_id is null then

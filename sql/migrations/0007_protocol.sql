@@ -55,6 +55,18 @@ begin
         job.subject, job.headers, job.created_at, job.batch;
     end loop;
     exit when taken >= claim.count;
+    if exists (select from howdah.openings) and current_setting('transaction_isolation') = 'read committed' then
+      for job in select r.* from howdah.claim_limited(me, claim.lease, claim.kinds, array[name], array[claim.count - taken]) r
+                 where r.id is not null order by r.priority desc, r.id loop
+        taken := taken + 1;
+        if job.max_attempts = 1 then
+          update howdah.jobs j set started_at = j.claimed_at where j.id = job.id;
+        end if;
+        return query select job.id, claim.lease, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.timeout,
+          job.subject, job.headers, job.created_at, job.batch;
+      end loop;
+      exit when taken >= claim.count;
+    end if;
   end loop;
   update howdah.workers w set sleeps = taken < claim.count where w.id = me and w.sleeps <> (taken < claim.count);
 end $$;
@@ -151,7 +163,7 @@ end $$;
 -- Acks a job whose row the caller has locked, and gives its state.
 create function howdah.give_back(job howdah.jobs, outcome text, error jsonb, delay float8) returns text language plpgsql as $$
 declare
-  age   float8 := extract(epoch from clock_timestamp() - coalesce(job.started_at, job.claimed_at));
+  age   float8 := extract(epoch from clock_timestamp() - case when outcome = 'released' then job.started_at else coalesce(job.started_at, job.claimed_at) end);
   state text;
 begin
   perform howdah.ack(array[job.id], array[job.lease], array[outcome], array[null::jsonb], array[error], array[delay],

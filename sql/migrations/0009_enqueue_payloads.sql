@@ -14,6 +14,7 @@ declare
   known   howdah.kinds;
   wrong   record;
   due     timestamptz;
+  known_only boolean;
 begin
   if payloads is null or array_ndims(payloads) > 1 then
     perform howdah.refuse(array['JB001', format('payloads must be an array of JSON objects, not %s', case when payloads is null then 'null' else 'an array of arrays' end),
@@ -25,7 +26,8 @@ begin
 
   select k.* into known from howdah.kinds k where k.name = kind;
   if not found then
-    if (select s.strict_kinds from howdah.settings s) then
+    select s.strict_kinds, s.limited into known_only, known.limited from howdah.settings s;
+    if known_only then
       perform howdah.refuse(array['JB004', format('kind %L was never registered', kind), 'run howdah register, or start a worker that has it']);
     end if;
     raise notice 'howdah: kind % was never registered', quote_literal(kind);
@@ -53,6 +55,9 @@ begin
     end if;
   end if;
   queue := coalesce(queue, known.queue, 'default');
+  if known.limited then
+    limits := howdah.with_standing(limits, kind, queue);
+  end if;
   due := coalesce(run_at, clock_timestamp() + delay);
   if due <= clock_timestamp() then due := null; end if;
 

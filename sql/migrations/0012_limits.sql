@@ -11,51 +11,11 @@
 -- A job in hand has a row of howdah.holds for each of its keys. It goes with the lease, in the same commit, whoever writes that: the
 -- trigger sees to it. So the slots of a dead worker come back with the rescue, and never earlier. A FIFO key is held until the job has ended.
 
--- What holds for a key: a name, or all names that begin as a pattern does (`chat:*`). The name itself comes before patterns, the
--- longest pattern before shorter ones. `queue:<name>` and `kind:<name>` hold for all jobs of a queue or a kind.
-create table howdah.limits (
-  name        text primary key check (length(name) between 1 and 200 and name !~ '[[:cntrl:]]' and strpos(left(name, -1), '*') = 0),
-  concurrency int check (concurrency >= 0),                  -- how many may run at once; null: any number
-  rate        float8 check (rate > 0 and rate < 'infinity'), -- how many may start in a second; null: any number
-  burst       int check (burst >= 1),                        -- how many of them at one moment
-  set_at      timestamptz not null default clock_timestamp()
-);
-create index limits_patterns on howdah.limits (name) where right(name, 1) = '*';
-
--- Which jobs hold which keys.
-create table howdah.holds (
-  key    text    not null,
-  job_id bigint  not null,
-  stays  boolean not null default false,                     -- until the job ends; else until its lease does
-  primary key (key, job_id)
-) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-create index holds_job on howdah.holds (job_id);
-
--- The tokens of keys that have a rate. Written under the key's lock alone, as the time at which the bucket is full again.
-create table howdah.buckets (
-  key     text primary key,
-  full_at timestamptz not null
-) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
--- Where to look for jobs that may start, and not before when. Appended by anybody, taken away under the key's lock.
-create table howdah.openings (
-  id      bigint generated always as identity primary key,
-  key     text        not null,
-  queue   text        not null default '',                   -- '': any, whatever stands there
-  open_at timestamptz not null default clock_timestamp(),
-  tokens  int         not null default 0                     -- that were not used after all
-) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
-create index openings_next on howdah.openings (queue, open_at);
-create index openings_key on howdah.openings (key);
-
--- What holds for a key, or a row of nulls.
-create function howdah.limit_for(key text) returns howdah.limits language sql stable as $$
-select l.* from (
-  (select l.* from howdah.limits l where l.name = limit_for.key)
-  union all
-  (select l.* from howdah.limits l where right(l.name, 1) = '*' and starts_with(limit_for.key, left(l.name, -1))
-   order by length(l.name) desc limit 1)) l
-limit 1 $$;
+-- The limits that a job names, and those that hold for its kind and its queue.
+create function howdah.with_standing(limits text[], kind text, queue text) returns text[] language sql stable as $$
+select case when s.names is null then limits else coalesce(limits, '{}') || s.names end
+from (select array_agg(k.name) as names from unnest(array['queue:' || queue, 'kind:' || kind]) k(name)
+      where (howdah.limit_for(k.name)).name is not null and k.name <> all (coalesce(limits, '{}'))) s $$;
 
 -- All keys of a job, the one that it is to wait at first in front.
 create function howdah.keys_of(limits text[], fifo_key text) returns text[] language sql immutable parallel safe as $$
@@ -86,13 +46,14 @@ begin
   if tg_op = 'DELETE' or tg_op = 'UPDATE' and old.lease is not null and new.lease is null then
     for key in delete from howdah.holds h where h.job_id = old.id and (tg_op = 'DELETE' or not h.stays) returning h.key loop
       perform howdah.open(key, '');
-      stirs := stirs or exists (select from howdah.jobs j where j.gate = key and j.due_at is null and not j.suspect);
+      stirs := stirs or exists (select from howdah.jobs j where j.gate = key and j.due_at is null and not j.suspect)
+        or exists (select from howdah.jobs j where j.due_at is null and j.suspect and j.gate is not null);
     end loop;
   end if;
   -- Those behind it in its FIFO line may go, if it stood there.
   if tg_op <> 'INSERT' and old.fifo_key is not null and old.due_at is null and (tg_op = 'DELETE' or new.due_at is not null) then
     perform howdah.open('fifo:' || old.fifo_key, '');
-    stirs := true;
+    stirs := stirs or exists (select from howdah.jobs j where j.fifo_key = old.fifo_key and j.due_at is null);
   end if;
   if tg_op <> 'DELETE' and new.gate is not null and new.due_at is null and new.lease is null
      and (tg_op = 'INSERT' or old.gate is distinct from new.gate or old.due_at is not null or old.suspect <> new.suspect) then
@@ -101,6 +62,9 @@ begin
   end if;
   if stirs then
     perform pg_notify('howdah_control', 'limits');
+    if exists (select from howdah.jobs j where j.due_at is null and j.suspect and j.gate is not null) then
+      perform pg_notify('howdah_control', 'suspects');
+    end if;
   end if;
   return null;
 end $$;
@@ -197,6 +161,7 @@ declare
   spot    record;
   job     record;
   got     record;
+  gone    howdah.jobs;
   again   timestamptz;
   shut    boolean;
 begin
@@ -245,7 +210,7 @@ begin
           again := clock_timestamp();               -- for whoever serves that queue, or has room again
           exit;
         end if;
-        select j.id, j.limits, j.fifo_key, 10 - j.priority as rank into job from howdah.jobs j
+        select j.id, j.limits, j.fifo_key, j.expires_at <= clock_timestamp() as expired, 10 - j.priority as rank into job from howdah.jobs j
           where j.gate = spot.key and j.queue = lane and j.due_at is null and not j.suspect and j.kind = any (claim_limited.kinds)
             and ((10 - j.priority), j.id) > (rank, past) and (head is null or j.id = head)
           order by (10 - j.priority), j.id limit 1 for update skip locked;
@@ -257,6 +222,13 @@ begin
         end if;
         rank := job.rank;
         past := job.id;
+        if job.expired then                         -- it takes neither slot nor token to say so
+          delete from howdah.jobs j where j.id = job.id returning j.* into gone;
+          perform howdah.bury_cancelled(gone, 'howdah', 'it expired before it was started');
+          perform howdah.note_ended(array[gone.id], array['cancelled'], array[gone.batch], true);
+          turns := turns - 1;
+          continue;
+        end if;
         got := howdah.acquire(job.id, howdah.keys_of(job.limits, job.fifo_key));
         if got.blocked is null then
           update howdah.jobs j set lease = claim_limited.lease, leased_by = claim_limited.worker, attempt = j.attempt + 1,
@@ -300,7 +272,7 @@ end $$;
 
 -- The queues in which something stands at a key: a descent of the index for each.
 create function howdah.lanes_at(gate text) returns text[] language sql stable
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 with recursive lane as (
   (select j.queue from howdah.jobs j where j.gate = lanes_at.gate and j.due_at is null and not j.suspect order by j.queue limit 1)
   union all
@@ -315,9 +287,38 @@ insert into howdah.openings (key, tokens)
 select k.key, count(*) from howdah.jobs j cross join unnest(j.limits) k(key)
 where j.id = any (return_tokens.ids) and (howdah.limit_for(k.key)).rate is not null group by k.key $$;
 
+-- Sends jobs that stand in the claim index to the lines of what holds for their kind or queue: those that were not known to have a limit when
+-- they came. Looks where a claim looks, under the claim's plan.
+create function howdah.send_to_gates(queues text[], limited_queues text[], limited_kinds text[], count int default 1000) returns void language sql as $$
+with late as materialized (
+  select one.id from unnest(queues) q(queue) cross join lateral (
+    select j.id from howdah.jobs j
+    where j.queue = q.queue and j.due_at is null and not j.suspect and j.gate is null and ((10 - j.priority), j.id) > (-1, 0)
+      and j.lease is null and (q.queue = any (limited_queues) or j.kind = any (limited_kinds))
+    order by (10 - j.priority), j.id limit send_to_gates.count for update skip locked) one)
+update howdah.jobs j set limits = k.keys, gate = (howdah.keys_of(k.keys, j.fifo_key))[1]
+from late cross join lateral (select h.id, howdah.with_standing(h.limits, h.kind, h.queue) as keys from howdah.jobs h where h.id = late.id) k
+where j.id = k.id $$;
+
+-- Has the limits of a kind or a queue hold for what is queued already, as far as nobody holds it this moment: claims find the rest.
+create function howdah.apply_standing(prefix text, whole boolean) returns void language sql as $$
+update howdah.kinds k set limited = n.limited
+from (select k.name, exists (select from howdah.limits l where l.name like 'queue:%') or (howdah.limit_for('kind:' || k.name)).name is not null as limited
+      from howdah.kinds k order by k.name for update) n
+where k.name = n.name and k.limited <> n.limited;
+update howdah.settings s set limited = n.limited from (select exists (select from howdah.limits l where l.standing) as limited) n where s.limited <> n.limited;
+with late as materialized (
+  select j.id from howdah.jobs j
+  where j.lease is null and case when whole then apply_standing.prefix in ('kind:' || j.kind, 'queue:' || j.queue)
+    else starts_with('kind:' || j.kind, apply_standing.prefix) or starts_with('queue:' || j.queue, apply_standing.prefix) end
+  order by j.id for update skip locked)
+update howdah.jobs j set limits = k.keys, gate = case when j.gate is not null then j.gate else (howdah.keys_of(k.keys, j.fifo_key))[1] end
+from late cross join lateral (select h.id, h.limits, howdah.with_standing(h.limits, h.kind, h.queue) as keys from howdah.jobs h where h.id = late.id) k
+where j.id = k.id and k.keys is distinct from k.limits $$;
+
 -- Opens every line whose key begins so, or one: something about its limit has changed.
 create function howdah.open_lines(prefix text, whole boolean) returns void language sql
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 with recursive line as (
   (select j.gate from howdah.jobs j where j.gate >= prefix and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1)
   union all
@@ -347,6 +348,9 @@ begin
   insert into howdah.limits as l (name, concurrency, rate, burst)
   values (name, concurrency, rate, coalesce(burst, greatest(ceil(rate / 50), 1)::int))
   on conflict on constraint limits_pkey do update set concurrency = excluded.concurrency, rate = excluded.rate, burst = excluded.burst, set_at = excluded.set_at;
+  if name ~ '^(kind|queue):' then
+    perform howdah.apply_standing(rtrim(name, '*'), name not like '%*');
+  end if;
   perform howdah.open_lines(rtrim(name, '*'), name not like '%*');
 end $$;
 
@@ -357,6 +361,34 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 begin
   delete from howdah.limits l where l.name = remove_limit.name;
   if not found then return false; end if;
+  if name ~ '^(kind|queue):' then
+    perform howdah.apply_standing(rtrim(name, '*'), name not like '%*');
+  end if;
   perform howdah.open_lines(rtrim(name, '*'), name not like '%*');
   return true;
+end $$;
+
+-- Finds what no opening leads to though it might start, and forgets what means nothing any more; tells how many lines it opened. The safety net:
+-- reads a few index entries for each key that jobs wait at.
+create function howdah.sweep_limits() returns int language plpgsql
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+  opened int;
+begin
+  with recursive line as (
+    (select j.gate from howdah.jobs j where j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1)
+    union all
+    select next.gate from line cross join lateral (
+      select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next)
+  insert into howdah.openings (key) select l.gate from line l
+  where not exists (select from howdah.openings o where o.key = l.gate) and not exists (select from howdah.holds h where h.key = l.gate)
+    and (howdah.limit_for(l.gate)).concurrency is distinct from 0;
+  get diagnostics opened = row_count;
+  delete from howdah.buckets b where b.key in (
+    select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
+    and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
+  if opened > 0 then
+    perform pg_notify('howdah_control', 'limits');
+  end if;
+  return opened;
 end $$;

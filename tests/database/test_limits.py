@@ -20,7 +20,12 @@ async def set_limit(connection: asyncpg.Connection, name: str, **given: Any) -> 
 
 
 async def take(
-    connection: asyncpg.Connection, count: int = 100, *, worker: int = 1, kinds: Sequence[str] = ("work",), queue: str = "default"
+    connection: asyncpg.Connection,
+    count: int = 100,
+    *,
+    worker: int = 1,
+    kinds: Sequence[str] = ("work",),
+    queue: str = "default",
 ) -> list[Held]:
     """Claim limited jobs."""
     lease = secrets.randbelow(LEASES)

@@ -17,7 +17,9 @@ async def test_a_concurrency_and_a_rate_hold_over_two_workers(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:
     await make_runs(connection)
-    await connection.execute("select howdah.set_limit('three', concurrency => 3), howdah.set_limit('slow', rate => 20, burst => 1)")
+    await connection.execute(
+        "select howdah.set_limit('three', concurrency => 3), howdah.set_limit('slow', rate => 20, burst => 1)"
+    )
     await daemon(RECORD, queues="default:10")
     await daemon(RECORD, queues="default:10")
     await enqueue_many(
