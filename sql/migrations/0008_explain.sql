@@ -25,7 +25,7 @@ begin
   if found then
     return format('Job %s (%s) ', live.id, live.kind) || case live.state
       when 'running' then howdah.explain_running(live, now)
-      when 'waiting' then howdah.explain_waiting(live)
+      when 'waiting' then case when live.due_at is null then howdah.explain_ready(live, now) else howdah.explain_waiting(live) end
       when 'scheduled' then format('is scheduled for %s, in %s; howdah.reschedule moves it.', to_char(live.due_at, 'YYYY-MM-DD HH24:MI:SS TZ'), howdah.humane(live.due_at - now))
       when 'retrying' then format('failed in attempt %s of %s (%s) and is tried again at %s, in %s; howdah.reschedule moves it.', live.attempt, live.max_attempts,
         howdah.last_error(live.errors), to_char(live.due_at, 'YYYY-MM-DD HH24:MI:SS TZ'), howdah.humane(live.due_at - now))
@@ -84,7 +84,7 @@ declare
   kind   howdah.kinds;
   able   text;
   ahead  bigint;
-  since  text := format('has been ready for %s', howdah.humane(greatest(now - job.ready_at, interval '0')));
+  since  text := format(case when job.gate is null then 'has been ready for %s' else 'has waited for %s' end, howdah.humane(greatest(now - job.ready_at, interval '0')));
 begin
   select q.* into paused from howdah.queues q where q.name = job.queue and q.paused_at is not null;
   if found then
@@ -112,10 +112,70 @@ begin
       case when job.crashes > 0 then format(' that has brought down %s', job.crashes) else '' end,
       case when ahead = 1 then 'one suspect is' else ahead || ' suspects are' end);
   end if;
+  if job.gate is not null then
+    return format('%s; %s It can be run by worker %s.', since, howdah.explain_limited(job, now), able);
+  end if;
   select count(*) into ahead from (
     select from howdah.jobs j where j.queue = job.queue and j.due_at is null and not j.suspect and j.gate is null and j.lease is null
       and ((10 - j.priority), j.id) < ((10 - job.priority), job.id) limit 10001) few;
   return format('%s, and %s before it in queue %s (priority %s). It can be run by worker %s.', since,
     case when ahead = 0 then 'nothing stands' when ahead = 1 then 'one job stands' when ahead > 10000 then 'more than 10000 jobs stand' else ahead || ' jobs stand' end,
     job.queue, job.priority, able);
+end $$;
+
+-- Which of its keys a job waits for: the first that has no room, and who has it.
+create function howdah.explain_limited(job howdah.jobs, now timestamptz) returns text language plpgsql stable
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+  name   text;
+  rule   howdah.limits;
+  held   bigint;
+  ahead  bigint;
+  first  record;
+  filled timestamptz;
+begin
+  foreach name in array howdah.keys_of(job.limits, job.fifo_key) loop
+    if starts_with(name, 'fifo:') then
+      -- Whoever holds the key comes before all others, then the oldest that is ready.
+      select j.id, j.kind, j.state, j.leased_by, j.due_at into first from howdah.jobs j
+        where j.id = coalesce((select h.job_id from howdah.holds h where h.key = name limit 1),
+          (select f.id from howdah.jobs f where f.fifo_key = job.fifo_key and f.due_at is null order by f.id limit 1));
+      if first.id <> job.id then
+        select count(*) into ahead from (
+          select from howdah.jobs j where j.fifo_key = job.fifo_key and j.due_at is null and j.id < job.id and j.id <> first.id limit 10001) few;
+        return format('it is behind job %s (%s, %s%s) of its FIFO key %s%s; howdah explain %s tells more.', first.id, first.kind, first.state,
+          case when first.leased_by is not null then format(' by worker %s', first.leased_by)
+               when first.due_at < 'infinity' then format(', due in %s', howdah.humane(first.due_at - now)) else '' end, job.fifo_key,
+          case when ahead = 0 then '' when ahead > 10000 then ' and more than 10000 others' else format(' and %s more', ahead) end, first.id);
+      end if;
+      continue;
+    end if;
+    rule := howdah.limit_for(name);
+    continue when rule.name is null;
+    select count(*) into ahead from (
+      select from howdah.jobs j where j.gate = name and j.queue = job.queue and j.due_at is null and not j.suspect
+        and ((10 - j.priority), j.id) < ((10 - job.priority), job.id) limit 10001) few;
+    select count(*) into held from howdah.holds h where h.key = name;
+    if held >= rule.concurrency then
+      return format('limit %s is reached: %s may run at once%s%s%s. howdah limit set %s --concurrency N changes it.', name,
+        case when rule.concurrency = 0 then 'none' else rule.concurrency::text end,
+        case when rule.name <> name then format(' (limit %s)', rule.name) else '' end,
+        coalesce(', held by ' || (select string_agg(format('job %s (%s)', h.job_id, coalesce('worker ' || w.id || ' ' || w.name, 'no worker')), ', ' order by h.job_id)
+          || case when held > 5 then ', …' else '' end
+          from (select h.job_id from howdah.holds h where h.key = name order by h.job_id limit 5) h
+          left join howdah.jobs j on j.id = h.job_id left join howdah.workers w on w.id = j.leased_by), ''),
+        case when ahead = 0 then '' when ahead > 10000 then '; more than 10000 jobs stand before it there' else format('; %s before it there', ahead) end,
+        quote_literal(rule.name));
+    end if;
+    if rule.rate is not null then
+      select b.full_at - (rule.burst - 1) / rule.rate * interval '1 second' into filled from howdah.buckets b where b.key = name;
+      if filled > now or ahead > 0 then
+        return format('limit %s lets %s start in a second%s: the next token is free in %s, %s.', name, rule.rate,
+          case when rule.name <> name then format(' (limit %s)', rule.name) else '' end, howdah.humane(greatest(coalesce(filled, now) - now, interval '0')),
+          case when ahead = 0 then 'and it is the next' when ahead > 10000 then 'and more than 10000 jobs stand before it'
+               else format('and %s before it, which takes %s', ahead, howdah.humane(ahead / rule.rate * interval '1 second')) end);
+      end if;
+    end if;
+  end loop;
+  return 'its limits have room, and it starts when a slot of its queue is free.';
 end $$;

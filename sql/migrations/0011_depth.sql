@@ -49,7 +49,9 @@ language sql stable security definer set search_path = pg_catalog, howdah, pg_te
 with front as materialized (
   select f.queue, case when f.lease is null then 'ready' else 'running' end as state, f.ready_at, f.cut from howdah.fronts(depth.count) f),
 later as materialized (
-  select j.queue, j.state from howdah.jobs j where j.due_at is not null order by j.due_at limit depth.count),
+  (select j.queue, j.state from howdah.jobs j where j.due_at is not null order by j.due_at limit depth.count)
+  union all
+  (select j.queue, j.state from howdah.jobs j where j.due_at is null and not j.suspect and j.gate is not null limit depth.count)),
 counted as (
   select f.queue, f.state, count(*) as jobs, extract(epoch from clock_timestamp() - min(f.ready_at))::float8 as oldest from front f group by 1, 2
   union all
@@ -66,7 +68,7 @@ sample as (
   from page cross join lateral (
     select j.queue, j.state, j.due_at from howdah.jobs j where j.ctid >= page.first and j.ctid < page.past offset 0) one
   where (one.state = 'ready' and one.queue in (select cut.queue from cut))
-    or (one.state = 'running' and one.queue in (select cut.queue from cut where cut.all_held)) or (one.due_at is not null and (select late.cut from late))
+    or (one.state = 'running' and one.queue in (select cut.queue from cut where cut.all_held)) or ((one.due_at is not null or one.state = 'waiting') and (select late.cut from late))
   group by 1, 2)
 select queue, state, greatest(c.jobs, s.jobs), coalesce(s.exact, true), case when c.oldest is not null then greatest(c.oldest, 0) end
 from counted c full join sample s using (queue, state) $$;

@@ -160,7 +160,8 @@ declare
   head    bigint;
   spot    record;
   job     record;
-  got     record;
+  blocked text;
+  until   timestamptz;
   gone    howdah.jobs;
   again   timestamptz;
   shut    boolean;
@@ -229,19 +230,19 @@ begin
           turns := turns - 1;
           continue;
         end if;
-        got := howdah.acquire(job.id, howdah.keys_of(job.limits, job.fifo_key));
-        if got.blocked is null then
+        select a.blocked, a.open_at into blocked, until from howdah.acquire(job.id, howdah.keys_of(job.limits, job.fifo_key)) a;
+        if blocked is null then
           update howdah.jobs j set lease = claim_limited.lease, leased_by = claim_limited.worker, attempt = j.attempt + 1,
             claimed_at = greatest(clock_timestamp(), j.created_at), gate = null where j.id = job.id;
           taken := taken || job.id;
           free[place] := free[place] - 1;
-        elsif got.blocked = '' then
+        elsif blocked = '' then
           again := clock_timestamp() + interval '5 ms';
-        elsif got.blocked = spot.key then
+        elsif blocked = spot.key then
           shut := true;
           exit;
         else
-          update howdah.jobs j set gate = got.blocked where j.id = job.id;
+          update howdah.jobs j set gate = blocked where j.id = job.id;
           turns := turns - 1;
         end if;
       end loop;
@@ -252,9 +253,9 @@ begin
         select spot.key, lane, again where not exists (select from howdah.openings o where o.key = spot.key and o.queue = lane and o.open_at <= again);
       end if;
     end loop;
-    if shut and got.open_at is not null then
+    if shut and until is not null then
       insert into howdah.openings (key, open_at)
-      select spot.key, got.open_at where not exists (select from howdah.openings o where o.key = spot.key and o.queue = '' and o.open_at <= got.open_at);
+      select spot.key, until where not exists (select from howdah.openings o where o.key = spot.key and o.queue = '' and o.open_at <= until);
     end if;
   end loop;
 

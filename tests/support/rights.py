@@ -68,6 +68,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "explain_running": set(),
     "explain_waiting": set(),
     "explain_ready": set(),
+    "explain_limited": set(),
     "claim_ready": WORKER,
     "claim_suspect": WORKER,
     "complete": WORKER | {"howdah_producer"},
