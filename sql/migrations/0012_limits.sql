@@ -25,18 +25,28 @@ select case when fifo_key is null then limits else array['fifo:' || fifo_key] ||
 create function howdah.open(key text, queue text) returns void language sql as $$
 insert into howdah.openings (key, queue)
 select open.key, open.queue where not exists (
-  select from howdah.openings o where o.key = open.key and o.queue = open.queue and o.tokens = 0 and o.xmin = pg_current_xact_id()::text::xid) $$;
+  select from howdah.openings o where o.key = open.key and o.queue = open.queue and o.tokens = 0 and o.xmin = pg_current_xact_id()::xid) $$;
 
 -- A new job with keys begins in the line of the first.
 create function howdah.take_gate() returns trigger language plpgsql as $$
 begin
-  new.gate := (howdah.keys_of(new.limits, new.fifo_key))[1];
+  new.gate := case when new.fifo_key is null then new.limits[1] else 'fifo:' || new.fifo_key end;   -- howdah.keys_of, for many at once
   return new;
 end $$;
 create trigger take_gate before insert on howdah.jobs for each row when (new.limits is not null or new.fifo_key is not null)
   execute function howdah.take_gate();
 
--- Keeps holds and openings true, whatever statement changes a job. Jobs without keys pay a look at their row, and no call.
+-- Opens the line of a new job. Called for each of very many: one opening serves all that come in one transaction.
+create function howdah.open_gate() returns trigger language plpgsql as $$
+begin
+  if not exists (select from howdah.openings o where o.key = new.gate and o.queue = new.queue and o.tokens = 0 and o.xmin = pg_current_xact_id()::xid) then
+    insert into howdah.openings (key, queue) values (new.gate, new.queue);
+    perform pg_notify('howdah_control', 'limits');
+  end if;
+  return null;
+end $$;
+
+-- Keeps holds and openings true, whatever statement changes a job that is there. Jobs without keys pay a look at their row, and no call.
 create function howdah.mind_gates() returns trigger language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 declare
   key   text;
@@ -51,12 +61,12 @@ begin
     end loop;
   end if;
   -- Those behind it in its FIFO line may go, if it stood there.
-  if tg_op <> 'INSERT' and old.fifo_key is not null and old.due_at is null and (tg_op = 'DELETE' or new.due_at is not null) then
+  if old.fifo_key is not null and old.due_at is null and (tg_op = 'DELETE' or new.due_at is not null) then
     perform howdah.open('fifo:' || old.fifo_key, '');
     stirs := stirs or exists (select from howdah.jobs j where j.fifo_key = old.fifo_key and j.due_at is null);
   end if;
   if tg_op <> 'DELETE' and new.gate is not null and new.due_at is null and new.lease is null
-     and (tg_op = 'INSERT' or old.gate is distinct from new.gate or old.due_at is not null or old.suspect <> new.suspect) then
+     and (old.gate is distinct from new.gate or old.due_at is not null or old.suspect <> new.suspect) then
     perform howdah.open(new.gate, new.queue);
     stirs := true;
   end if;
@@ -68,7 +78,7 @@ begin
   end if;
   return null;
 end $$;
-create trigger mind_new_gate after insert on howdah.jobs for each row when (new.gate is not null) execute function howdah.mind_gates();
+create trigger open_gate after insert on howdah.jobs for each row when (new.gate is not null) execute function howdah.open_gate();
 create trigger mind_gate after update on howdah.jobs for each row when (new.limits is not null or new.fifo_key is not null)
   execute function howdah.mind_gates();
 create trigger mind_old_gate after delete on howdah.jobs for each row when (old.limits is not null or old.fifo_key is not null)
@@ -262,7 +272,11 @@ begin
   select extract(epoch from min(o.open_at) - clock_timestamp())::float8 into next_in
     from (select q.queue from unnest(served, free) q(queue, room) where q.room > 0 union all select '') q
     cross join lateral (select o.open_at from howdah.openings o where o.queue = q.queue order by o.open_at limit 1) o;
-  next_in := greatest(next_in, case when busy then 0.003 else 0 end);
+  if busy then
+    next_in := greatest(next_in, 0.003);
+  elsif next_in < 0 then
+    next_in := 0;
+  end if;
   more := exists (select from unnest(served, free) q(queue, room) join howdah.openings o on o.queue = q.queue where q.room <= 0);
   return query
   select j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,

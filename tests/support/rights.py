@@ -98,6 +98,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "open_lines": set(),
     "take_gate": set(),
     "mind_gates": set(),
+    "open_gate": set(),
 }
 
 READ = "SELECT"
