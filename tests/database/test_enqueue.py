@@ -141,8 +141,8 @@ async def test_a_time_that_has_passed_means_now(connection: asyncpg.Connection, 
         ("JB002", "depends_on names 1001 jobs", {"depends_on": list(range(1001))}),
         ("JB002", "on_failed_dependency is 'hope'", {"on_failed_dependency": "hope"}),
         ("JB007", "batch 1 is over, or was never opened", {"batch": 1}),
-        ("JB006", "limits", {"limits": ["api"]}),
-        ("JB006", "fifo_key", {"fifo_key": "k"}),
+        ("JB002", "limits is {queue:mail}", {"limits": ["queue:mail"]}),
+        ("JB002", "fifo_key is ''", {"fifo_key": ""}),
     ],
 )
 async def test_bad_input_is_refused_by_name_and_leaves_nothing(
@@ -588,7 +588,7 @@ async def test_many_take_every_argument_and_every_default(connection: asyncpg.Co
         ("JB002", "job 2: on_conflict is 'maybe'", {"on_conflict": "maybe"}),
         ("JB007", "depends_on: there is no job 1", {"depends_on": [1]}),
         ("JB007", "batch 1 is over", {"batch": 1}),
-        ("JB006", "job 2: limits", {"limits": ["api"]}),
+        ("JB002", "job 2: limits is {a*}", {"limits": ["a*"]}),
         ("JB002", "job 2 has an unknown argument 'prioritty'", {"prioritty": 1}),
     ],
 )

@@ -252,8 +252,9 @@ async def test_every_argument_of_enqueue_has_an_option(database: Database, conne
     assert (await cli("enqueue", "mail", "--unique-key", "k", "--json", url=database)).objects == [
         {"id": row["id"], "created": False}
     ]
-    for arguments, words in ((("--limits", "api"), "limits"), (("--fifo-key", "f"), "fifo_key")):
-        assert words in (await cli("enqueue", "mail", *arguments, url=database)).err
+    await cli("enqueue", "mail", "--limits", "api", "--limits", "chat:7", "--fifo-key", "f", url=database)
+    limited = await connection.fetchrow("select limits, fifo_key from howdah.jobs where limits is not null")
+    assert tuple(limited) == (["api", "chat:7"], "f")
 
 
 async def test_many_lines_are_enqueued_at_once_with_the_options_as_defaults(
@@ -271,3 +272,23 @@ async def test_many_lines_are_enqueued_at_once_with_the_options_as_defaults(
     assert {tuple(row)[:3] for row in rows} == {("work", "bulk", "scheduled"), ("mail", "post", "scheduled")}
     said = await cli("enqueue", "--many", "-", "--json", url=database, given='\n{"kind": "mail", "unique_key": "k"}')
     assert [(row["line"], row["created"]) for row in said.objects] == [(2, False)]
+
+
+async def test_limits_are_set_listed_and_removed(database: Database, connection: asyncpg.Connection) -> None:
+    assert "no limits" in (await cli("limit", "list", url=database)).out
+    await cli("limit", "set", "chat:*", "--rate", "2", url=database)
+    await cli("limit", "set", "api", "--concurrency", "5", url=database)
+    for key in ("chat:1", "chat:1", "chat:2", "api"):
+        await connection.execute("select howdah.enqueue('work', limits => array[$1])", key)
+    await connection.fetch("select * from howdah.claim_limited(1, 1, '{work}', '{default}', '{10}')")
+    said = await cli("limit", "list", url=database)
+    assert "api: 5 at once; 1 running, 0 waiting" in said.out
+    assert "chat:*: 2 a second, 1 at one moment; 2 running (of 2 keys), 1 waiting" in said.out
+    [api, _] = (await cli("limit", "list", "--json", url=database)).objects
+    assert (api["name"], api["concurrency"], api["rate"], api["running"]) == ("api", 5, None, 1)
+    assert "is removed" in (await cli("limit", "remove", "api", url=database)).out
+    assert "there was no limit" in (await cli("limit", "remove", "api", url=database)).out
+    wrong = await cli("limit", "set", "a*b", "--concurrency", "1", url=database)
+    assert wrong.code == 1
+    assert "a * only as the last" in wrong.err
+    assert (await cli("limit", "set", "api", url=database)).code == 2

@@ -89,8 +89,13 @@ ARGUMENTS = (
     help="What if a job that it waits for dies or is cancelled: cancelled, too, or run all the same.",
 )
 @click.option("--batch", type=positive_id, metavar="BATCH", help="Belongs to this batch.")
-@click.option("--limits", multiple=True, metavar="NAME", hidden=True)
-@click.option("--fifo-key", metavar="TEXT", hidden=True)
+@click.option(
+    "--limits",
+    multiple=True,
+    metavar="NAME",
+    help="Runs only while this limit has room; more than once: while all of them have.",
+)
+@click.option("--fifo-key", metavar="TEXT", help="Runs after all earlier jobs of this key, one at a time.")
 @click.option("--headers", type=json_object, metavar="JSON", help="An object that goes along, such as a trace.")
 @click.option(
     "--many",
