@@ -4,6 +4,11 @@
 --   JB001 payload    JB002 argument    JB003 field of a registered kind    JB004 kind never registered (strict_kinds)
 --   JB005 unique_key held    JB006 not available yet    JB007 no such job, or not in that state    JB008 lost lease
 
+-- Whether a job can name these limits. A function of its own: with a subquery in it, argument_problem would not be inlined.
+create function howdah.are_limits(limits text[]) returns boolean language sql immutable parallel safe as $$
+select cardinality(limits) <= 20 and coalesce(array_ndims(limits), 1) = 1 and not exists (
+  select from unnest(limits) l(name) where l.name is null or length(l.name) not between 1 and 200 or l.name ~ '[[:cntrl:]*]|^(fifo|kind|queue):') $$;
+
 -- What is wrong with these arguments: {sqlstate, message, hint}, or null. A bare CASE, and stable as format() is, so that
 -- it is inlined. A bounded repetition in a regular expression would cost forty times as much as length().
 create function howdah.argument_problem(kind text, payload jsonb, queue text, priority int, run_at timestamptz, delay interval,
@@ -47,8 +52,7 @@ select case
     then array['JB002', 'depends_on holds a null', 'ids of jobs']
   when on_failed_dependency is null or on_failed_dependency not in ('cancel', 'run')
     then array['JB002', format('on_failed_dependency is %L', on_failed_dependency), 'cancel or run']
-  when limits is not null and (cardinality(limits) > 20 or array_ndims(limits) > 1 or exists (
-      select from unnest(limits) l(name) where l.name is null or length(l.name) not between 1 and 200 or l.name ~ '[[:cntrl:]*]|^(fifo|kind|queue):'))
+  when limits is not null and not howdah.are_limits(limits)
     then array['JB002', format('limits is %s', left(limits::text, 300)), 'at most 20 names of 1 to 200 characters, without *, none of which begins with kind:, queue: or fifo:']
   when length(fifo_key) not between 1 and 190 or fifo_key ~ '[[:cntrl:]]'
     then array['JB002', format('fifo_key is %L', left(fifo_key, 190)), '1 to 190 characters, none of them a control character']
