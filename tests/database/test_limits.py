@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.eventually import aeventually
 from support.jobs import (
     LEASES,
     Ack,
@@ -484,3 +485,19 @@ async def test_many_claimers_never_exceed_a_limit_and_lose_no_job(connection: as
     assert worst["b:2"] <= 2
     assert len(ended_ids) == len(jobs), await connection.fetch("select id, state, gate, limits from howdah.jobs limit 10")
     assert await connection.fetchval("select count(*) from howdah.holds") == 0
+
+
+async def test_a_job_sent_to_the_line_of_a_key_without_tokens_is_found_when_one_is_there(
+    connection: asyncpg.Connection,
+) -> None:
+    await set_limit(connection, "slow", rate=10, burst=1)
+    await enqueue(connection, limits=["slow"])
+    assert len(await take(connection)) == 1
+    job = await enqueue(connection, limits=["other", "slow"])
+    assert await take(connection) == []
+    assert (await live(connection, job))["gate"] == "slow"
+
+    async def starts() -> bool:
+        return ids(await take(connection)) == [job]
+
+    await aeventually(starts, 5)
