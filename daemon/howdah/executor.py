@@ -244,7 +244,10 @@ class Executor:
             return self._failed(job, handler, HandlerTimeoutError(job.kind, job.timeout or handler.timeout))
         if job.cancelled:
             return cancelled(job, job.cancel_by, job.cancel_reason)
-        return released(job) if job.interrupted else self._failed(job, handler, error)
+        if not job.interrupted:
+            return self._failed(job, handler, error)
+        # That it had been started is told: it keeps the tokens that it took.
+        return released(job)._replace(started=job.started, ended=monotonic())
 
     def _note_lost(self, job: Job[Any]) -> None:
         self._metrics.lost_leases.inc()

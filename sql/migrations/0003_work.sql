@@ -153,11 +153,11 @@ begin
     select * from unnest(ack.ids, ack.leases, ack.outcomes, ack.results, ack.errors, ack.delays, ack.ages, ack.runs, ack.progresses)
       as d(id, lease, outcome, result, error, delay, age, run, progress) order by d.id),
   held as materialized (
-    select locked.at, d.id, d.lease, d.result, d.delay, d.age, d.run, d.progress, coalesce(stop.error, d.error) as error,
+    select locked.at, locked.begun, d.id, d.lease, d.result, d.delay, d.age, d.run, d.progress, coalesce(stop.error, d.error) as error,
       -- One attempt too many would break every claim that meets the job.
       coalesce(stop.outcome, case when d.outcome = 'retried' and locked.spent then 'dead' else d.outcome end) as outcome
     from done d cross join lateral (
-      select j.ctid as at, j.attempt >= j.max_attempts as spent from howdah.jobs j where j.id = d.id and j.lease = d.lease for update skip locked) locked
+      select j.ctid as at, j.attempt >= j.max_attempts as spent, j.started_at is not null as begun from howdah.jobs j where j.id = d.id and j.lease = d.lease for update skip locked) locked
     left join lateral (               -- a job that would come back, and that somebody wants cancelled, does not come back
       select 'cancelled' as outcome, jsonb_build_object('by', s.by, 'reason', s.reason) as error
       from howdah.signals s where s.job_id = d.id and d.outcome in ('retried', 'snoozed', 'released', 'rescued') order by s.id limit 1) stop on true),
@@ -190,7 +190,7 @@ begin
       errors = howdah.with_error(j.errors, d.error, j.attempt, moment), progress = coalesce(d.progress, j.progress),
       gate = case when j.limits is not null or j.fifo_key is not null then (howdah.keys_of(j.limits, j.fifo_key))[1] end
     from held d where j.ctid = d.at and d.outcome in ('retried', 'snoozed', 'released', 'rescued')
-    returning j.id, j.limits is not null and d.outcome = 'released' and d.age is null as unused)
+    returning j.id, j.limits is not null and d.outcome = 'released' and d.age is null and not d.begun as unused)
   select array_agg(e.id), array_agg(e.id) filter (where e.ended), array_agg(e.state) filter (where e.ended), array_agg(e.batch) filter (where e.ended),
     array_agg(e.id) filter (where e.unused)
     into written, ended, states, batches, unused

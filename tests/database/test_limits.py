@@ -291,7 +291,12 @@ async def test_limits_of_a_kind_and_a_queue_hold_for_what_is_queued_and_for_what
     ]
     await enqueue_coalesced(connection)
     await connection.fetch("select * from howdah.coalesce_events(10)")
-    assert await connection.fetchval("select count(*) from howdah.jobs where limits = '{kind:work}' and gate = 'kind:work'") == 7
+    assert (
+        await connection.fetchval(
+            "select count(*) from howdah.jobs where limits = '{kind:work}' and gate = 'kind:work'"
+        )
+        == 7
+    )
     assert await claim(connection) == []
     assert len(await take(connection)) == 1
     await set_limit(connection, "queue:default", concurrency=3)
@@ -321,7 +326,9 @@ async def test_a_paused_queue_starts_none_and_loses_none(connection: asyncpg.Con
     assert ids(await take(connection)) == [job]
 
 
-async def test_a_limited_job_that_also_waits_for_others_takes_its_place_after_them(connection: asyncpg.Connection) -> None:
+async def test_a_limited_job_that_also_waits_for_others_takes_its_place_after_them(
+    connection: asyncpg.Connection,
+) -> None:
     first = await enqueue(connection)
     job = await enqueue(connection, limits=["api"], depends_on=[first])
     assert await take(connection) == []
@@ -403,7 +410,9 @@ async def test_what_no_opening_leads_to_is_found_by_the_sweep(connection: asyncp
         ("fifo_key", {"fifo_key": ""}),
     ],
 )
-async def test_keys_that_cannot_be_are_refused(connection: asyncpg.Connection, naming: str, given: dict[str, Any]) -> None:
+async def test_keys_that_cannot_be_are_refused(
+    connection: asyncpg.Connection, naming: str, given: dict[str, Any]
+) -> None:
     with refused("JB002", naming=naming):
         await enqueue(connection, **given)
 
@@ -450,12 +459,17 @@ async def test_explain_tells_which_key_is_full_and_who_has_it(connection: asyncp
     assert (await status(connection, second))["state"] == "waiting"
 
 
-async def test_many_claimers_never_exceed_a_limit_and_lose_no_job(connection: asyncpg.Connection, connect: Connect) -> None:
+async def test_many_claimers_never_exceed_a_limit_and_lose_no_job(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
     """Three claimers, two ackers of their own, users who cancel and change limits, all at once on three hot keys."""
     await set_limit(connection, "a", concurrency=3)
     await set_limit(connection, "b:*", concurrency=2)
     choices = [["a"], ["b:1"], ["a", "b:1"], ["b:1", "b:2"], ["b:2", "a"]]
-    jobs = [row["id"] for row in await enqueue_many(connection, *({"kind": "work", "limits": choices[n % 5]} for n in range(200)))]
+    jobs = [
+        row["id"]
+        for row in await enqueue_many(connection, *({"kind": "work", "limits": choices[n % 5]} for n in range(200)))
+    ]
     ended_ids: set[int] = set()
     worst: dict[str, int] = {}
 
@@ -474,7 +488,8 @@ async def test_many_claimers_never_exceed_a_limit_and_lose_no_job(connection: as
                 written = await ack(mine, *outcomes)
                 assert written == {one.id for one in held}
                 ended_ids.update(
-                    row["id"] for row in await mine.fetch("select id from howdah.job_history where id = any ($1)", ids(held))
+                    row["id"]
+                    for row in await mine.fetch("select id from howdah.job_history where id = any ($1)", ids(held))
                 )
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
@@ -483,7 +498,9 @@ async def test_many_claimers_never_exceed_a_limit_and_lose_no_job(connection: as
     assert worst["a"] == 3
     assert worst["b:1"] == 2
     assert worst["b:2"] <= 2
-    assert len(ended_ids) == len(jobs), await connection.fetch("select id, state, gate, limits from howdah.jobs limit 10")
+    assert len(ended_ids) == len(jobs), await connection.fetch(
+        "select id, state, gate, limits from howdah.jobs limit 10"
+    )
     assert await connection.fetchval("select count(*) from howdah.holds") == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +72,18 @@ async def test_limits_hold_at_every_instant_over_two_workers_one_of_which_is_kil
     freed = await connection.fetchval("select min(at) from public.freed where job = $1", victim["id"])
     assert freed > killed_at
     # By the moment of the claim, which the token is of: a second holds what the bucket holds, and what flows in.
-    times = await connection.fetch("select claimed_at from howdah.job_history where limits = '{slow}' order by claimed_at")
+    times = await connection.fetch(
+        "select claimed_at from howdah.job_history where limits = '{slow}' order by claimed_at"
+    )
     moments = [row["claimed_at"].timestamp() for row in times]
     assert max(sum(begin <= at < begin + 1 for at in moments) for begin in moments) <= 20 + 2
     # In order; the one that died while it ran is run again before the next.
-    line = await connection.fetch("select r.job from public.runs r join howdah.job_history h on h.id = r.job where h.fifo_key = 'line' order by r.started_at")
-    assert [before["job"] for before, after in pairwise([*line, {"job": 0}]) if before != after] == sorted({row["job"] for row in line})
+    line = await connection.fetch(
+        "select r.job from public.runs r join howdah.job_history h on h.id = r.job where h.fifo_key = 'line' order by r.started_at"
+    )
+    assert [before["job"] for before, after in pairwise([*line, {"job": 0}]) if before != after] == sorted(
+        {row["job"] for row in line}
+    )
     assert len({row["job"] for row in line}) == 40
 
 
@@ -104,3 +111,43 @@ async def test_a_hundred_thousand_jobs_of_a_full_key_are_in_nobodys_way(
     assert sorted(waits)[len(waits) // 2] < 0.05, waits
     assert await running(connection) == 1
     assert not await has_ended(connection, 1)
+    for claim, most in (
+        ("howdah.claim_ready(1, 5, '{record}', '{default}', '{100}', '{default}', '{-1}', '{0}', '{10}')", 200),
+        ("howdah.claim_limited(1, 5, '{record}', '{default}', '{100}')", 100),
+    ):
+        assert await buffers(connection, claim) < most
+
+
+async def buffers(connection: asyncpg.Connection, call: str) -> int:
+    """How many buffers a call reads, its plans made."""
+    await connection.execute(f"select * from {call}")
+    plan = json.loads(await connection.fetchval(f"explain (analyze, buffers, format json) select * from {call}"))[0][
+        "Plan"
+    ]
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+async def test_limited_jobs_and_others_share_the_slots_of_a_busy_queue(
+    daemon: StartDaemon, connection: asyncpg.Connection
+) -> None:
+    await make_runs(connection)
+    await connection.execute("select howdah.set_limit('api', concurrency => 100)")
+    await daemon(RECORD + QUICK, queues="default:4")
+    await enqueue_many(connection, *[{"kind": "quick"} for _ in range(3000)])
+    await aeventually(lambda: connection.fetchval("select count(*) > 100 from howdah.job_history"))
+    await enqueue_many(connection, *({"kind": "quick", "limits": ["api"]} for _ in range(100)))
+    await aeventually(lambda: is_empty(connection), 30)
+    beside, after = await connection.fetchrow(
+        """with limited as (select min(started_at) as first, max(finished_at) as last from howdah.job_history where limits is not null)
+        select count(*) filter (where finished_at between first and last), count(*) filter (where finished_at > last)
+        from howdah.job_history, limited where limits is null"""
+    )
+    assert after > 500, "the limited ones waited for all others"
+    assert beside > 30, "the others waited for the limited ones"
+
+
+QUICK = """
+@handler("quick")
+async def quick(job: Job) -> None:
+    await asyncio.sleep(0.002)
+"""

@@ -51,7 +51,9 @@ def show(*, as_json: bool, **flags: Any) -> None:
 @click.option("--concurrency", type=click.IntRange(min=0), help="How many may run at once; 0: nothing starts.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="How many may start in a second.")
 @click.option(
-    "--burst", type=click.IntRange(min=1), help="How many of these at one moment [default: 1, or a fiftieth of the rate]."
+    "--burst",
+    type=click.IntRange(min=1),
+    help="How many of these at one moment [default: 1, or a fiftieth of the rate].",
 )
 def set_(*, name: str, concurrency: int | None, rate: float | None, burst: int | None, **flags: Any) -> None:
     """Set a limit from now on, whatever it was. What runs goes on; nothing new starts until the key is below it.
