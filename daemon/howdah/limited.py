@@ -27,6 +27,8 @@ log = logging.getLogger("howdah.limited")
 
 #: After a statement that found no database, in seconds.
 RETRY_PAUSE = 0.05
+#: Between tries to claim while something keeps this worker from it, in seconds.
+HELD_PAUSE = 0.2
 #: At least so many seconds lie between looks that nothing new has caused.
 SHORTEST = 0.002
 
@@ -59,9 +61,10 @@ class LimitedClaimer:
         # Whether there may be something to take, and when to look again by itself.
         self._wanted = False
         self._next_look: float | None = None
-        # The slots that are set aside for the next claim, and the queues that had more to give than room for it.
+        #: The queues that had more to give than room for it.
+        self.full: set[str] = set()
+        # The slots that are set aside for the next claim.
         self._aside = dict.fromkeys(slots, 0)
-        self._full: set[str] = set()
         self._passed = False
         # The limited jobs whose end is not written yet: their end makes room for others.
         self._mine: set[int] = set()
@@ -72,9 +75,9 @@ class LimitedClaimer:
         self._wanted = True
         self._stir.set()
 
-    def room(self, _queue: str) -> None:
+    def room(self) -> None:
         """Say that a job has ended. Its slot is ours at once, or the next job in hand would have it; every other time, if one is there."""
-        for name in self._full:
+        for name in self.full:
             slots = self._slots[name]
             self._passed = bool(slots.hand) and not self._passed
             if not self._passed and (got := slots.set_aside(1)):
@@ -113,7 +116,7 @@ class LimitedClaimer:
         for name, slots in self._slots.items():
             self._aside[name] += slots.set_aside(slots.size)
         if not any(self._aside.values()):
-            self._full = set(self._slots)
+            self.full = set(self._slots)
             return
         rooms = dict(self._aside)
         self._wanted = False
@@ -126,7 +129,7 @@ class LimitedClaimer:
         finally:
             self._set_free()
         self._next_look = None if claim.next_in is None else monotonic() + max(claim.next_in, SHORTEST)
-        self._full = {name for name, room in rooms.items() if not room} if claim.more else set()
+        self.full = {name for name, room in rooms.items() if not room} if claim.more else set()
         self._hand_over(claim.jobs)
 
     def _hand_over(self, jobs: Sequence[Job[Any]]) -> None:
@@ -148,8 +151,8 @@ class LimitedClaimer:
     async def _rest(self) -> None:
         """Sleep until told, or until a token is due; a word may be lost where there is more than room for it."""
         times = [] if self._next_look is None else [self._next_look - monotonic()]
-        if self._wanted or self._full:
-            times.append(self._poll_interval)
+        if self._wanted or self.full:
+            times.append(HELD_PAUSE if self._wanted else self._poll_interval)
         try:
             async with asyncio.timeout(max(min(times), 0.0) if times else None):
                 await self._stir.wait()

@@ -94,7 +94,7 @@ class Parts:
             chainer=self.chainer,
             metrics=self.metrics,
             keep_history=config.history_days > 0,
-            on_relief=lambda: self._wake(),
+            on_relief=self._wake,
             on_written=lambda ids: self.limited.written(ids),
         )
         self.metrics.loop_lag.set_function(self.vitals.loop_lag)
@@ -121,7 +121,7 @@ class Parts:
                 cap=cap,
                 run_times=run_times,
                 execute=self.executor.execute,
-                on_room=lambda name: self._note_room(name),
+                on_room=self._note_room,
                 on_failure=on_failure,
                 metrics=self.metrics,
             )
@@ -197,10 +197,11 @@ class Parts:
 
     def _wake(self) -> None:
         self.claimer.wake()
-        self.limited.room("")
+        self.limited.room()
 
     def _note_room(self, queue: str) -> None:
-        self.limited.room(queue)
+        if self.limited.full:
+            self.limited.room()
         self.claimer.room(queue)
 
     def release(self, jobs: Iterable[Job[Any]]) -> None:

@@ -216,7 +216,8 @@ class QueueSlots:
                 if not self.hand:
                     self._cap.give()
                     continue
-            self._firsts = max(self._firsts - 1, 0)
+            if self._firsts:
+                self._firsts -= 1
             await self._run(self.hand.popleft())
             if monotonic() > turn_ends:
                 await asyncio.sleep(0)

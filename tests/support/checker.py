@@ -13,6 +13,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from support import checker_limits
 from support.checker_waiting import AUDIT, broken_waits
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Checker:
         assert not await self._connection.fetchval("select exists (select from howdah.job_status)"), (
             "too late: jobs exist"
         )
-        await self._connection.execute(_SCHEMA + AUDIT)
+        await self._connection.execute(_SCHEMA + AUDIT + checker_limits.AUDIT)
         return self
 
     async def starts(self, *jobs: int) -> list[Word]:
@@ -161,6 +162,7 @@ class Checker:
         ]
         broken += _broken_keys(stories)
         broken += broken_waits(stories)
+        broken += checker_limits.broken_limits(await checker_limits.read_holds(self._connection), stories)
         assert not broken, f"{len(broken)} broken promises:\n" + "\n".join(broken[:40])
 
     async def _read(self) -> dict[int, Story]:
