@@ -29,9 +29,11 @@ create trigger note_freed after delete on howdah.holds for each row execute func
 async def most_at_once(connection: asyncpg.Connection, key: str) -> int:
     """The most jobs of a key that were between the start of their handler and the return of their slot, at any instant."""
     most: int = await connection.fetchval(
-        """with span as (
-          select r.started_at, (select min(f.at) from public.freed f where f.job = r.job and f.key = $1 and f.at > r.started_at) as ended_at
-          from public.runs r where exists (select from public.freed f where f.job = r.job and f.key = $1))
+        """with run as (
+          select r.job, r.started_at, (select min(f.at) from public.freed f where f.job = r.job and f.key = $1 and f.at > r.started_at) as ended_at
+          from public.runs r where exists (select from public.freed f where f.job = r.job and f.key = $1)),
+        span as (  -- a FIFO key stays with its job from one attempt to the next
+          select job, min(started_at) as started_at, ended_at from run group by job, ended_at)
         select max(open) from (
           select sum(step) over (order by at, step) as open from (
             select started_at as at, 1 as step from span union all select ended_at, -1 from span) steps) opened""",
