@@ -86,8 +86,8 @@ create trigger mind_old_gate after delete on howdah.jobs for each row when (old.
 
 -- Whether a job may take all of its keys now. Takes them and gives null; or gives the key that has no room, and the time from which it
 -- may have some, null if that depends on others; or gives '' if somebody else is at one of them this moment.
--- The keys' locks are held to the end of the transaction, which must be near. What others took before is seen by the statements behind the lock.
-create function howdah.acquire(job_id bigint, keys text[], out blocked text, out open_at timestamptz) language plpgsql as $$
+-- Of the key that is `sure` the caller has the lock, and has counted. The keys' locks are held to the end of the transaction, which must be near. What others took before is seen by the statements behind the lock.
+create function howdah.acquire(job_id bigint, keys text[], sure text default null, out blocked text, out open_at timestamptz) language plpgsql as $$
 #variable_conflict use_variable
 declare
   moment timestamptz;
@@ -116,7 +116,7 @@ begin
       end if;
     else
       rule := howdah.limit_for(name);
-      if (select count(*) from howdah.holds h where h.key = name) >= rule.concurrency then
+      if name is distinct from sure and (select count(*) from howdah.holds h where h.key = name) >= rule.concurrency then
         blocked := name;
         return;
       end if;
@@ -165,6 +165,7 @@ declare
   lanes   text[];
   lane    text;
   place   int;
+  room    bigint;
   rank    int;
   past    bigint;
   head    bigint;
@@ -200,6 +201,7 @@ begin
     end if;
 
     head := null;
+    room := null;
     if starts_with(spot.key, 'fifo:') then
       head := coalesce((select h.job_id from howdah.holds h where h.key = spot.key limit 1),
         (select j.id from howdah.jobs j where j.fifo_key = substr(spot.key, 6) and j.due_at is null order by j.id limit 1));
@@ -209,8 +211,14 @@ begin
     else
       lanes := spot.queues;
     end if;
+    if head is null then
+      -- Counted once, for all that it gives: nobody else can take meanwhile, and what is freed opens it again.
+      select l.concurrency - (select count(*) from howdah.holds h where h.key = spot.key) into room from howdah.limit_for(spot.key) l
+        where l.concurrency is not null;
+    end if;
 
     shut := false;
+    until := null;
     foreach lane in array lanes loop
       place := array_position(served, lane);
       again := null;
@@ -231,6 +239,11 @@ begin
           end if;
           exit;
         end if;
+        if room <= 0 then
+          shut := true;
+          until := null;
+          exit;
+        end if;
         rank := job.rank;
         past := job.id;
         if job.expired then                         -- it takes neither slot nor token to say so
@@ -240,12 +253,13 @@ begin
           turns := turns - 1;
           continue;
         end if;
-        select a.blocked, a.open_at into blocked, until from howdah.acquire(job.id, howdah.keys_of(job.limits, job.fifo_key)) a;
+        select a.blocked, a.open_at into blocked, until from howdah.acquire(job.id, howdah.keys_of(job.limits, job.fifo_key), spot.key) a;
         if blocked is null then
           update howdah.jobs j set lease = claim_limited.lease, leased_by = claim_limited.worker, attempt = j.attempt + 1,
             claimed_at = greatest(clock_timestamp(), j.created_at), gate = null where j.id = job.id;
           taken := taken || job.id;
           free[place] := free[place] - 1;
+          room := room - 1;
         elsif blocked = '' then
           again := clock_timestamp() + interval '5 ms';
         elsif blocked = spot.key then
