@@ -9,6 +9,7 @@ import signal
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -20,6 +21,7 @@ from howdah.lifespans import LEAVE_GRACE
 from howdah.logs import set_worker
 from howdah.ossignals import OSSignals, describe_tasks
 from howdah.parts import Parts
+from howdah.patience import insist
 from howdah.scratch import find_scratch
 from howdah.version import __version__
 from howdah.vitals import PULSE
@@ -122,14 +124,19 @@ class Service:
     async def _start(self) -> bool:
         """Come into being: schema, kinds, lifespans, the worker's row, the lifeline. False: told to stop meanwhile."""
         parts = self._parts
-        await parts.standing.check_schema()
-        await parts.store.register(self._registry.registrations(), self._registry.revision())
-        await parts.store.make_partitions(1)
+        for step in (
+            parts.standing.check_schema,
+            partial(parts.store.register, self._registry.registrations(), self._registry.revision()),
+            partial(parts.store.make_partitions, 1),
+        ):
+            if not await insist(step, self._stop):
+                return False
         # Before anybody knows of this worker: one whose lifespans fail has never been there.
         await parts.lifespans.enter(self._stop)
         if self._stop.is_set():
             return False
-        await parts.standing.enter()
+        if not await insist(parts.standing.enter, self._stop):
+            return False
         await parts.lifeline.start()
         log.info(
             "started",
