@@ -18,11 +18,12 @@ _MOMENT = "Sun, 22 Nov 2026 08:00:00 GMT"
 
 @dataclass
 class S3:
-    """Objects by bucket/key, each with its type; `failures` requests are answered with 503 before the next that is served."""
+    """Objects by bucket/key, each with its type. `failures` requests are answered with 503 before the next that is served; `broken`: deletes fail."""
 
     address: str = ""
     objects: dict[str, tuple[bytes, str]] = field(default_factory=dict)
     failures: int = 0
+    broken: bool = False
 
     def environment(self) -> dict[str, str]:
         """The variables that lead a client here."""
@@ -51,6 +52,8 @@ class S3:
         return web.Response(body=body, content_type=kind, headers={"ETag": '"1"', "Last-Modified": _MOMENT})
 
     def _delete(self, bucket: str, asked: ET.Element) -> web.Response:
+        if self.broken:
+            return _refusal(403, "AccessDenied", bucket)
         keys = [str(node.text) for node in asked.iter() if node.tag.rpartition("}")[2] == "Key"]
         for key in keys:
             self.objects.pop(f"{bucket}/{key}", None)
