@@ -79,14 +79,14 @@ async def cleanup_expired(job: Job[CleanupExpired]) -> dict[str, int]:
     async with job.connection() as connection:
         while batch := await connection.fetchval("select app.delete_expired_sessions($1, $2)", age, _BATCH):
             deleted["sessions"] += batch
-            await job.report(deleted)
+            await job.report({**deleted})
         while batch := await connection.fetchval("select app.delete_old_activity($1, $2)", age, _BATCH):
             deleted["activity"] += batch
-            await job.report(deleted)
+            await job.report({**deleted})
         while (removed := await remove_unused(connection, job.resources["storage"], _FILES)) != (0, []):
             deleted["images"] += removed[0]
             problems += removed[1]
-            await job.report(deleted)
+            await job.report({**deleted})
     if problems:
         raise ExceptionGroup(f"{len(problems)} files could not be removed; their rows are kept", problems[:10])
     return deleted
