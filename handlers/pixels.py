@@ -17,7 +17,8 @@ import warnings
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageCms, ImageOps
+# WebP by name: else Pillow looks for who can write it among all the formats that it knows, and loads them.
+from PIL import Image, ImageCms, ImageOps, WebPImagePlugin  # noqa: F401
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _QUALITY = 82

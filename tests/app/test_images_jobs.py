@@ -122,10 +122,12 @@ async def test_a_worker_killed_between_the_file_and_the_row_leaves_nothing_that_
     posts = [await new_post(connection, address) for _ in range(2)]
     await editor.execute("begin")
     await editor.execute("update app.posts set updated_at = now() where id = any ($1)", posts)
-    await aeventually(lambda: len(files_of(tmp_path)) == 2)
+    await aeventually(lambda: waiting_to_show(connection, 2))
+    assert len(files_of(tmp_path)) == 2
     first.kill()
     # What it had sent already the server would still do, in its name.
-    await aeventually(lambda: connection.fetchval(_HANG_UP))
+    await connection.execute(f"select pg_terminate_backend(a.pid, 5000) {_WAITING}")
+    await aeventually(lambda: waiting_to_show(connection, 0))
     kept, deleted = posts
     await editor.execute("commit")
     await connection.execute("delete from app.posts where id = $1", deleted)
@@ -174,7 +176,7 @@ async def test_an_image_that_changes_while_the_old_one_is_fetched_is_the_one_tha
 
 # -- words for the above ----------------------------------------------------------------------------------------------
 
-_HANG_UP = """select count(pg_terminate_backend(a.pid, 1000)) = 2 from pg_stat_activity a
+_WAITING = """from pg_stat_activity a
               where a.datname = current_database() and a.query like '%show_images%' and a.wait_event_type = 'Lock'"""
 _ENDS = """select j.payload ->> 'image_url' as url, j.state, j.attempt, j.error, j.result
            from howdah.job_status j where j.kind = 'process_image'"""
@@ -209,6 +211,11 @@ async def shown(connection: asyncpg.Connection, post: UUID) -> dict[str, tuple[i
 
 async def shows(connection: asyncpg.Connection, post: UUID, count: int) -> bool:
     return len(await shown(connection, post)) == count
+
+
+async def waiting_to_show(connection: asyncpg.Connection, count: int) -> bool:
+    found: int = await connection.fetchval(f"select count(*) {_WAITING}")
+    return found == count
 
 
 async def settled(connection: asyncpg.Connection) -> bool:
