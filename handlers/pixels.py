@@ -88,7 +88,7 @@ def _clean(picture: Image.Image, box: int) -> Image.Image:
     except Exception as error:
         raise RefusedError(f"it is damaged or cut off: {error}") from None
     plain = _srgb(upright)
-    plain.info.clear()  # the encoder would take profile and comments from there
+    plain.info.clear()  # profile, comments, EXIF: some encoders take them from there
     return plain
 
 
