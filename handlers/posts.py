@@ -7,9 +7,11 @@ from uuid import UUID
 import asyncpg
 from pydantic import BaseModel, Field
 
+from handlers.gallery import remove_unused
 from howdah import Job, handler
 
 _BATCH = 500  # rows a statement: its locks are held for some milliseconds, and progress moves
+_FILES = 100  # files a batch: while they go, their rows are held
 _FIRST = UUID(int=0)
 
 
@@ -67,14 +69,24 @@ class CleanupExpired(BaseModel):
 
 @handler("cleanup_expired", timeout=3600)
 async def cleanup_expired(job: Job[CleanupExpired]) -> dict[str, int]:
-    """Delete expired sessions and the images of deleted posts, batch by batch; each batch is committed by itself."""
+    """Delete expired sessions, old entries of the activity log, and images that no post shows, their files first.
+
+    Batch by batch, each committed by itself: a run that is cut short has done what it has told.
+    """
     age = timedelta(days=job.payload.older_than_days)
-    deleted = {"sessions": 0, "images": 0}
+    deleted = {"sessions": 0, "activity": 0, "images": 0}
+    problems: list[Exception] = []
     async with job.connection() as connection:
         while batch := await connection.fetchval("select app.delete_expired_sessions($1, $2)", age, _BATCH):
             deleted["sessions"] += batch
-            await job.report(deleted)
-        while batch := await connection.fetchval("select app.delete_orphaned_images($1)", _BATCH):
-            deleted["images"] += batch
-            await job.report(deleted)
+            await job.report({**deleted})
+        while batch := await connection.fetchval("select app.delete_old_activity($1, $2)", age, _BATCH):
+            deleted["activity"] += batch
+            await job.report({**deleted})
+        while (removed := await remove_unused(connection, job.resources["storage"], _FILES)) != (0, []):
+            deleted["images"] += removed[0]
+            problems += removed[1]
+            await job.report({**deleted})
+    if problems:
+        raise ExceptionGroup(f"{len(problems)} files could not be removed; their rows are kept", problems[:10])
     return deleted
