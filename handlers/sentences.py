@@ -22,9 +22,11 @@ _ALIKE = 0.1
 _CODE = re.compile(r"^ {0,3}(```|~~~).*?(?:^ {0,3}\1[^\n]*$|\Z)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _MARKS = re.compile(r"^\s*(?:[-*+>]|\d+[.)])\s+|[*_`~]{1,3}|\\(?=[^\w\s])", re.MULTILINE)
-_END = re.compile(r"(?<=[.!?…])[\"'”»)]*\s+|(?<=[。！？])")
+_END = re.compile(r"(?<=[.!?…])[\"'”»)]*\s+|(?<=[。！？])")  # noqa: RUF001 - these end a sentence, too
 # Where words are not set apart, a character is a word.
-_WORD = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]+"
+_WORD = (
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]+"
+)
 
 
 def extract(text: str, length: int = LENGTH) -> str:
@@ -52,7 +54,8 @@ def _best(found: list[str], *, count: int | None = None, length: int | None = No
     """Give the most central sentences in their order: so many, or so many characters, but at least one."""
     if sum(map(len, found)) <= (length or 0) or len(found) <= (count or 1):
         return found
-    chosen, used = [], 0
+    chosen: list[int] = []
+    used = 0
     for place in _ranked(found):
         if len(chosen) == count or (length is not None and chosen and used + len(found[place]) > length):
             break
@@ -63,11 +66,11 @@ def _best(found: list[str], *, count: int | None = None, length: int | None = No
 
 def _ranked(found: list[str]) -> list[int]:
     """Give the sentences' places, the most central first; of two that are equal, the earlier."""
-    import networkx  # noqa: PLC0415
+    import networkx as nx  # noqa: PLC0415
     from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415
 
     vectors = TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True).fit_transform(found)
     alike = (vectors @ vectors.T).toarray()
     alike[alike < _ALIKE] = 0
-    ranks = networkx.pagerank(networkx.from_numpy_array(alike), max_iter=200, tol=1e-4)
+    ranks = nx.pagerank(nx.from_numpy_array(alike), max_iter=200, tol=1e-4)
     return sorted(ranks, key=lambda place: (-round(ranks[place], 9), place))

@@ -79,7 +79,7 @@ class Subprocesses:
     def close(self) -> None:
         """Kill what runs."""
         if self._pool is not None:
-            self._pool.stop()
+            self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join(timeout=2)
 
     def _ready_pool(self) -> ProcessPool:

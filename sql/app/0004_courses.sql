@@ -193,11 +193,13 @@ begin
   end if;
   select d.* into document from app.documents d where d.id = document_id and d.course_id = hold_document.course_id for no key update;
   gone := case when document.id is null then app.gone('document', document_id)
-               when document.batch is distinct from batch then format('document %s belongs to another start of its course', document_id) end;
+               when batch is not null and document.batch is distinct from batch then format('document %s belongs to another start of its course', document_id) end;
 end $$;
 
--- Begins a job's work on a document and gives what it needs; `done`: an attempt before this one has done it already.
-create function app.begin_step(kind text, course_id uuid, document_id uuid, batch bigint, out gone text, out done boolean, out document app.documents)
+-- Begins a job's work on a document and gives what it needs; `done`: an attempt before this one has done it already. A job without a
+-- batch, made by hand or by howdah.retry, becomes a start of its course, which does whatever is not done: `started` is its batch.
+create function app.begin_step(kind text, course_id uuid, document_id uuid, batch bigint,
+  out gone text, out started bigint, out done boolean, out document app.documents)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_variable
 declare
@@ -207,6 +209,10 @@ begin
   gone := held.gone;
   document := held.document;
   if gone is not null then return; end if;
+  if batch is null then
+    started := app.start_course(course_id);
+    return;
+  end if;
   done := case kind when 'process_document' then document.status in ('processed', 'completed') else document.status = 'completed' end;
   if done then return; end if;
   if kind = 'process_document' then
