@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: About how long a summary is, in characters, and how long what counts as a sentence may be.
 LENGTH, SENTENCE = 1200, range(15, 600)
 #: Sentences are compared each with each, so a long text is worked on in parts, and then the best of the parts together.
-PART, KEPT_OF_PART, MOST = 300, 12, 20_000
+PART, KEPT_OF_PART, MOST = 120, 6, 10_000
 #: Sentences less alike than this have nothing to do with each other.
 _ALIKE = 0.1
 

@@ -27,6 +27,8 @@ MEGABYTE = 1024 * 1024
 #: At least two, so that one slow file does not hold up all others; each stays, and what it has imported stays with it.
 SIZE = min(max(os.cpu_count() or 1, 2), 8)
 
+_OURS = ("HOWDAH_", "APP_", "DATABASE_", "PG", "AWS_")
+
 
 class SubprocessError(Exception):
     """The function did not come to its end. The message is for people, and begins in lower case: "the file …" goes before it."""
@@ -104,6 +106,9 @@ async def subprocesses() -> AsyncIterator[Subprocesses]:
 
 
 def _prepare(worker: int) -> None:
+    for name in list(os.environ):
+        if name.startswith(_OURS):
+            del os.environ[name]  # a library that is led astray by a file need not find passwords at hand
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker says what it means
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the processes themselves are what uses the CPUs
     threading.Thread(target=_end_with, args=(worker,), daemon=True).start()

@@ -35,7 +35,7 @@ async def _by_chat(chat: Chat, text: str) -> str:
             return await chat.ask(TASK, text)
         except ContextTooLongError:
             if len(text) <= LEAST:
-                raise
+                raise ContextTooLongError(f"the model takes no text of {len(text)} characters") from None
     summaries = [await _by_chat(chat, part) for part in parts(text, max(len(text) // _PARTS, LEAST // 2))]
     joined = "\n\n".join(summaries)
     # A model that answers at greater length than it was asked in would have us go round for ever.
