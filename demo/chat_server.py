@@ -24,9 +24,9 @@ class ChatServer:
         self.tokens: set[str | None] = set()
         #: The answers to the next requests, (status, body, headers), before it answers by itself again.
         self.next: list[tuple[int, Any, dict[str, str]]] = []
-        #: The most characters that it takes; and what it waits for before it answers.
+        #: The most characters that it takes; and what it waits for before it gives a summary, or an outline.
         self.context = 1_000_000
-        self.until: Event | None = None
+        self.until: dict[str, Event] = {}
 
     async def complete(self, request: web.Request) -> web.Response:
         """Answer a request for a completion."""
@@ -34,16 +34,17 @@ class ChatServer:
         task, text = (message["content"] for message in asked["messages"])
         self.tokens.add(request.headers.get("Authorization"))
         self.asked.append(text)
-        self.outlines_asked += "outline" in task
-        if self.until is not None:
-            await self.until.wait()
+        sort = "outline" if "outline" in task else "summary"
+        self.outlines_asked += sort == "outline"
+        if sort in self.until:
+            await self.until[sort].wait()
         if self.next:
             status, body, headers = self.next.pop(0)
             return web.json_response(body, status=status, headers=headers)
         if len(text) > self.context:
             problem = f"This model's maximum context length is {self.context} characters."
             return web.json_response({"error": {"message": problem, "code": "context_length_exceeded"}}, status=400)
-        said = _outline(text) if "outline" in task else f"In short: {' '.join(text.split())[:80]}"
+        said = _outline(text) if sort == "outline" else f"In short: {' '.join(text.split())[:80]}"
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         return web.json_response({"object": "chat.completion", "model": asked["model"], "choices": [choice]})
 
