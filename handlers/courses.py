@@ -4,6 +4,7 @@
 statement: it holds the course while it looks and writes, so a deletion comes before all of it or after all of it.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from handlers.filetypes import UnreadableError
 from handlers.outlines import make_outline
 from handlers.outside import BusyError
 from handlers.sources import read_source
-from handlers.subprocesses import TooLargeError, TooLongError
+from handlers.subprocesses import NoSeatError, Subprocesses, TooLargeError, TooLongError
 from handlers.summaries import summarise
 from howdah import Cancel, Discard, Job, Snooze, handler
 
@@ -44,8 +45,13 @@ async def process_document(job: Job[OfDocument]) -> object:
         reading = await _read(job, begun["document"])
     except (UnreadableError, TooLongError, TooLargeError) as error:
         return await _give_up(job, str(error))
-    except TryLaterError as error:
+    except NoSeatError as error:
         return Snooze(error.delay)
+    except TryLaterError as error:
+        delay = error.snooze_for(job.created_at, datetime.now(UTC))
+        if delay is None:
+            raise
+        return Snooze(delay)
     chunks, tokens = reading.chunks, reading.tokens
     gone = await _call(job, "store_document", *_document(job), reading.text, reading.headings, chunks, tokens)
     return {"characters": len(reading.text), "chunks": len(chunks)} if gone is None else Cancel(gone)
@@ -89,9 +95,13 @@ async def structure_course(job: Job[OfCourse]) -> object:
 
 
 async def _read(job: Job[OfDocument], document: asyncpg.Record) -> Reading:
-    source = await read_source(job.resources, document["storage_url"])
-    said = document["content_type"] if document["content_type"] != "application/octet-stream" else source.content_type
-    reading: Reading = await job.resources["subprocesses"].call(read_document, source.body, document["filename"], said)
+    processes: Subprocesses = job.resources["subprocesses"]
+    async with processes.seat():
+        source = await read_source(job.resources, document["storage_url"])
+        said = document["content_type"]
+        if said == "application/octet-stream":
+            said = source.content_type
+        reading: Reading = await processes.call(read_document, source.body, document["filename"], said)
     return reading
 
 

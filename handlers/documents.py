@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bs4 import BeautifulSoup
 
 #: What a DOCX may unpack to, and the text that one document may have, in bytes and characters: both fit a process's memory.
-MAX_UNPACKED, MAX_TEXT = 100 * 1024 * 1024, 10_000_000
+MAX_UNPACKED, MAX_TEXT = 100 * 1024 * 1024, 5_000_000
 #: A chunk is full with so many characters, and never has more than so many.
 CHUNK = (1000, 2000)
 MAX_HEADINGS, MAX_HEADING = 200, 200

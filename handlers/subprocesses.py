@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,8 @@ T = TypeVar("T")
 MEGABYTE = 1024 * 1024
 #: At least two, so that one slow file does not hold up all others; each stays, and what it has imported stays with it.
 SIZE = min(max(os.cpu_count() or 1, 2), 8)
+#: Files that are held at once, from their fetch on, and how long one waits for a seat among them, in seconds.
+SEATS, PATIENCE = 8, 10.0
 
 _OURS = ("HOWDAH_", "APP_", "DATABASE_", "PG", "AWS_")
 
@@ -46,12 +48,32 @@ class CrashedError(SubprocessError):
     """Its process died: a library crashed, or the system took the memory back."""
 
 
+class NoSeatError(Exception):
+    """So many files are in hand that there is no room for another: return Snooze(error.delay)."""
+
+    delay = 5.0  # seconds
+
+
 class Subprocesses:
     """A few processes that wait for work, made when the first comes. Functions and what they are given and give must be picklable."""
 
     def __init__(self, size: int = SIZE) -> None:
         self._size = size
         self._pool: ProcessPool | None = None
+        self._seats = asyncio.Semaphore(SEATS)
+
+    @asynccontextmanager
+    async def seat(self) -> AsyncIterator[None]:
+        """Hold a seat, so that a worker with a hundred slots does not hold a hundred files. Raises NoSeatError after a while."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._seats.acquire()
+        except TimeoutError:
+            raise NoSeatError("too many files are in hand") from None
+        try:
+            yield
+        finally:
+            self._seats.release()
 
     async def call(
         self,

@@ -44,30 +44,34 @@ def shelf(tmp_path: Path) -> Shelf:
     return Shelf(tmp_path / "files")
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.long)])
 async def test_a_course_of_every_type_of_document_is_read_summarised_and_then_structured_once(
-    connection: asyncpg.Connection, app_daemon: StartApp, shelf: Shelf
+    times: int, connection: asyncpg.Connection, app_daemon: StartApp, shelf: Shelf, database: Database
 ) -> None:
-    course = await new_course(connection)
-    await add_one_of_each(connection, shelf, course)
     await app_daemon("courses", app_storage_url=shelf.url)
-    batch = await start(connection, course)
-    await over(connection, course)
-    for document in await documents_of(connection, course):
-        assert document["status"] == "completed", document["error"]
-        assert "elephant carries the load" in document["text"]
-        assert "alert" not in document["text"]
-        assert document["chunks"] >= 1
-        assert "elephant" in document["processed_content"]
-    jobs = await jobs_of(connection, course)
-    [structure] = [job for job in jobs if job["kind"] == "structure_course"]
-    assert structure["id"] == batch
-    assert structure["headers"]["batch"] == {"completed": 10, "dead": 0, "cancelled": 0}
-    assert all(job["finished_at"] <= structure["claimed_at"] for job in jobs if job is not structure)
-    made = await course_of(connection, course)
-    assert (made["generation_status"], made["generation_progress"]["percentage"]) == ("completed", 100)
-    assert len(steps_of(made)) == 11
-    titles = [module["title"] for module in made["outline"]["modules"]]
-    assert titles == ["a.pdf", "Elephants in Word", "Elephants on the web", "Elephants in Markdown", "e.txt"]
+    for _ in range(times):
+        course = await new_course(connection)
+        await add_one_of_each(connection, shelf, course)
+        batch = await start(connection, course)
+        said = await cli("wait", "--subject", f"course:{course}", "--timeout", "60", url=database)
+        assert said.code == 0, said.err
+        for document in await documents_of(connection, course):
+            assert document["status"] == "completed", document["error"]
+            assert "elephant carries the load" in document["text"]
+            assert "alert" not in document["text"]
+            assert document["chunks"] >= 1
+            assert "elephant" in document["processed_content"]
+        jobs = await jobs_of(connection, course)
+        [structure] = [job for job in jobs if job["kind"] == "structure_course"]
+        assert structure["id"] == batch
+        assert structure["headers"]["batch"] == {"completed": 10, "dead": 0, "cancelled": 0}
+        assert all(job["finished_at"] <= structure["claimed_at"] for job in jobs if job is not structure)
+        made = await course_of(connection, course)
+        assert (made["generation_status"], made["generation_progress"]["percentage"]) == ("completed", 100)
+        assert len(steps_of(made)) == 11
+        titles = [module["title"] for module in made["outline"]["modules"]]
+        assert titles == ["a.pdf", "Elephants in Word", "Elephants on the web", "Elephants in Markdown", "e.txt"]
+        await connection.execute("delete from app.courses where id = $1", course)
 
 
 async def test_a_document_that_cannot_be_read_is_told_everywhere_and_the_others_are_structured(

@@ -259,6 +259,20 @@ async def test_what_is_stored_twice_is_there_once(connection: asyncpg.Connection
     assert len((await states_of(connection, course))["summarize_document"]) == 1
 
 
+async def test_a_document_that_is_deleted_under_its_job_is_missed_by_nobody(connection: asyncpg.Connection) -> None:
+    course, [document] = await course_with(connection, 1)
+    batch = await start(connection, course)
+    await act(connection, "begin_step", course, document, batch)
+    await connection.execute("delete from app.documents")
+    for call in ("begin_step", "store_document", "store_summary", "fail_document"):
+        assert await act(connection, call, course, document, batch) == f"document {document} is gone"
+    assert await act(connection, "begin_structure", course, document, batch) is None
+    assert await act(connection, "store_outline", course, document, batch) is None
+    kept = await course_of(connection, course)
+    assert (kept["has_documents"], kept["generation_progress"]["percentage"]) == (False, 100)
+    assert kept["generation_progress"]["message"] == "the course has no documents"
+
+
 async def test_a_job_of_an_earlier_start_leaves_the_document_alone(connection: asyncpg.Connection) -> None:
     course, [document] = await course_with(connection, 1)
     early = await start(connection, course)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ import pytest
 from support.eventually import aeventually
 from support.hostile import crash, devour, double, fail, passwords, spin
 
-from handlers.subprocesses import CrashedError, Subprocesses, TooLargeError, TooLongError
+from handlers import subprocesses
+from handlers.subprocesses import CrashedError, NoSeatError, Subprocesses, TooLargeError, TooLongError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +65,18 @@ async def test_one_that_wants_too_much_memory_does_not_get_it(processes: Subproc
 async def test_one_whose_process_dies_is_told(processes: Subprocesses) -> None:
     with pytest.raises(CrashedError, match="died with code -11"):
         await processes.call(crash)
+
+
+async def test_only_so_many_files_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocesses, "PATIENCE", 0.05)
+    processes = Subprocesses()
+    async with AsyncExitStack() as stack:
+        for _ in range(subprocesses.SEATS):
+            await stack.enter_async_context(processes.seat())
+        with pytest.raises(NoSeatError):
+            await stack.enter_async_context(processes.seat())
+    async with processes.seat():
+        pass
 
 
 async def test_a_process_that_reads_files_knows_no_passwords(
