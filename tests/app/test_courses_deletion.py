@@ -46,7 +46,9 @@ async def test_deletions_under_running_jobs_neither_deadlock_nor_leave_anything_
                     assert job["cancel_reason"] in {None, f"course {course} is gone"}
                     ended[job["state"]] = ended.get(job["state"], 0) + 1
 
-        await asyncio.gather(*(run() for _ in range(runs)))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(runs):
+                group.create_task(run())
         deadlocks = await pool.fetchval("select deadlocks from pg_stat_database where datname = current_database()")
     assert deadlocks == 0
     # Some were deleted before, some in the midst of it: otherwise this has shown nothing.
@@ -86,7 +88,9 @@ async def live_and_delete(pool: asyncpg.Pool, shelf: Shelf, ended: int, seconds:
         await asyncio.sleep(seconds)
         await pool.execute("delete from app.courses where id = $1", course)
 
-    await asyncio.gather(tell(1), tell(2), restart(), delete())
+    async with asyncio.TaskGroup() as group:
+        for task in (tell(1), tell(2), restart(), delete()):
+            group.create_task(task)
     return course
 
 
