@@ -234,13 +234,13 @@ async def test_a_worker_that_is_killed_at_any_stage_leaves_one_of_everything(
         chat.until = {"summary": asyncio.Event(), "outline": asyncio.Event()}
         started = await asyncio.gather(*(app_daemon("courses", **settings) for _ in range(4)))
         daemons = {daemon.worker: daemon for daemon in started}
-        for reached, let_go in (
-            (lambda: len(site.asked) == 1, held),
-            (lambda: len(chat.asked) == 1, chat.until["summary"]),
-            (lambda: chat.outlines_asked == 1, chat.until["outline"]),
+        for kind, reached, let_go in (
+            ("process_document", lambda: len(site.asked) == 1, held),
+            ("summarize_document", lambda: len(chat.asked) == 1, chat.until["summary"]),
+            ("structure_course", lambda: chat.outlines_asked == 1, chat.until["outline"]),
         ):
             await aeventually(reached)
-            holder = await connection.fetchval("select leased_by from howdah.jobs where lease is not null")
+            holder = await connection.fetchval("select leased_by from howdah.jobs where kind = $1", kind)
             daemons.pop(holder).kill()
             let_go.set()
         await over(connection, course)
