@@ -6,7 +6,7 @@ Keys are made by the application, never taken from what users say; a file is put
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,8 +70,8 @@ class Storage:
     async def delete(self, key: str) -> None:
         """Delete a file; one that is missing is fine."""
         # A bucket is silent about a missing object; where it says "not found", it is the bucket that is not there.
-        missing = FileNotFoundError if isinstance(self._store, LocalStore) else ()
-        with _plainly(self.url(key)), suppress(missing):
+        missing_is_fine = isinstance(self._store, LocalStore)
+        with suppress(FileNotFoundError) if missing_is_fine else nullcontext(), _plainly(self.url(key)):
             await self._store.delete_async(key)
 
 
