@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from howdah.testing.databases import Database
 
 
+KINDS = ("process_document", "summarize_document", "structure_course")
+
+
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
     return Shelf(tmp_path / "files")
@@ -212,8 +215,13 @@ async def test_a_course_that_is_deleted_under_its_jobs_leaves_them_cancelled_wit
     assert tuple(told) == ("cancelled", f"course {course} is gone")
 
 
+@pytest.mark.parametrize(
+    "killed_at",
+    [{"summarize_document"}, pytest.param(set(KINDS), marks=pytest.mark.long)],
+    ids=["summary", "every_stage"],
+)
 async def test_a_worker_that_is_killed_at_any_stage_leaves_one_of_everything(
-    connection: asyncpg.Connection, app_daemon: StartApp, shelf: Shelf
+    killed_at: set[str], connection: asyncpg.Connection, app_daemon: StartApp, shelf: Shelf
 ) -> None:
     course = await new_course(connection)
     async with website() as site, chat_server() as chat:
@@ -232,7 +240,7 @@ async def test_a_worker_that_is_killed_at_any_stage_leaves_one_of_everything(
         await add_document(connection, course, "slow.md", "text/markdown", site.put("/slow.md", page))
         await start(connection, course)
         chat.until = {"summary": asyncio.Event(), "outline": asyncio.Event()}
-        started = await asyncio.gather(*(app_daemon("courses", **settings) for _ in range(4)))
+        started = await asyncio.gather(*(app_daemon("courses", **settings) for _ in range(len(killed_at) + 1)))
         daemons = {daemon.worker: daemon for daemon in started}
         for kind, reached, let_go in (
             ("process_document", lambda: len(site.asked) == 1, held),
@@ -241,16 +249,18 @@ async def test_a_worker_that_is_killed_at_any_stage_leaves_one_of_everything(
         ):
             await aeventually(reached)
             holder = await connection.fetchval("select leased_by from howdah.jobs where kind = $1", kind)
-            daemons.pop(holder).kill()
+            if kind in killed_at:
+                daemons.pop(holder).kill()
             let_go.set()
         await over(connection, course)
         # What was said to the dead was said to nobody: each was asked once more, and no more.
-        assert (len(site.asked), len(chat.asked), chat.outlines_asked) == (2, 4, 2)
+        asked = dict(
+            zip(KINDS, (len(site.asked), len(chat.asked) - chat.outlines_asked, chat.outlines_asked), strict=True)
+        )
+        assert asked == {kind: 1 + (kind in killed_at) for kind in KINDS}
     [document] = await documents_of(connection, course)
     ordinals = await connection.fetch("select ordinal from app.document_chunks order by 1")
     assert [row[0] for row in ordinals] == list(range(1, document["chunks"] + 1))
     assert document["status"] == "completed"
-    assert await states_of(connection, course) == {
-        kind: ["completed"] for kind in ("structure_course", "process_document", "summarize_document")
-    }
+    assert await states_of(connection, course) == {kind: ["completed"] for kind in KINDS}
     assert (await course_of(connection, course))["generation_progress"]["percentage"] == 100

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DOCUMENTS, AT_ONCE = 3, 4
 
 
-@pytest.mark.parametrize("runs", [12, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("runs", [6, pytest.param(100, marks=pytest.mark.long)])
 async def test_deletions_under_running_jobs_neither_deadlock_nor_leave_anything_dead(
     runs: int, database: Database, app_daemon: StartApp, tmp_path: Path
 ) -> None:

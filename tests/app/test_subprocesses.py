@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Subprocesses]:
-    made = Subprocesses(2)
+    made = Subprocesses(1)
     yield made
     made.close()
 
