@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, get_args
 
-import asyncpg
 import click
 
 from howdah.cli.enqueueing import say_notice
@@ -21,6 +20,8 @@ from howdah.schedules import Missed, Overlap, Timetable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
+
+    import asyncpg
 
 PREVIEW = 5
 
