@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 from pydantic import BaseModel, Field
 
-from howdah import Job, handler
+from howdah import Job, Schedule, handler
 
 _BATCH = 500  # rows a statement: its locks are held for some milliseconds, and progress moves
 _FIRST = UUID(int=0)
@@ -53,7 +53,8 @@ class RecomputeRankings(BaseModel):
     limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
 
 
-@handler("recompute_rankings", transaction=True)
+# Newer likes outweigh a run that was missed, and two at once would write the same ranks.
+@handler("recompute_rankings", transaction=True, schedule=Schedule("*/10 * * * *", missed="skip", overlap="skip"))
 async def recompute_rankings(job: Job[RecomputeRankings], connection: asyncpg.Connection) -> dict[str, int]:
     """Rank the newest posts by likes against age. `changed` counts the ranks that were written."""
     return {"changed": await connection.fetchval("select app.recompute_rankings($1)", job.payload.limit)}
@@ -65,7 +66,7 @@ class CleanupExpired(BaseModel):
     older_than_days: Annotated[int, Field(ge=0, le=36_500)] = 30
 
 
-@handler("cleanup_expired", timeout=3600)
+@handler("cleanup_expired", timeout=3600, schedule=Schedule("30 3 * * *", overlap="skip", jitter=600))
 async def cleanup_expired(job: Job[CleanupExpired]) -> dict[str, int]:
     """Delete expired sessions and the images of deleted posts, batch by batch; each batch is committed by itself."""
     age = timedelta(days=job.payload.older_than_days)

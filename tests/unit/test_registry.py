@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 
+class Days(BaseModel):
+    days: int = 30
+
+
 class Order(BaseModel):
     number: int
     price: float
@@ -165,9 +169,6 @@ def test_a_plain_function_has_no_transaction_and_must_take_its_job() -> None:
 
 
 def test_a_schedule_is_told_to_the_database_as_it_was_declared(registry: Registry) -> None:
-    class Days(BaseModel):
-        days: int = 30
-
     @handler("plain", schedule="0 3 * * *")
     async def plain(job: Job[Days]) -> None: ...
 

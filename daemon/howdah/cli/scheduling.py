@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from howdah.cli.enqueueing import say_notice
-from howdah.cli.failures import FAILED, die
+from howdah.cli.failures import FAILED, die, misuse
 from howdah.cli.options import database_option, duration, json_object, json_option
 from howdah.cli.output import emit
 from howdah.cli.session import with_connection
@@ -51,7 +51,7 @@ zone_option = click.option(
 
 @click.group()
 def schedule() -> None:
-    r"""Jobs that are made by themselves, at the slots of a cron expression in a time zone.
+    """Jobs that are made by themselves, at the slots of a cron expression in a time zone.
 
     \b
     howdah schedule list
@@ -64,7 +64,7 @@ def schedule() -> None:
 @database_option
 @json_option
 def list_all(*, as_json: bool, **flags: Any) -> None:
-    r"""List every schedule: when it fires next, what it made last, and what keeps it from firing.
+    """List every schedule: when it fires next, what it made last, and what keeps it from firing.
 
     With --json an object a line, with the columns of howdah.schedule_status and next, the next five slots.
 
@@ -120,7 +120,7 @@ def list_all(*, as_json: bool, **flags: Any) -> None:
 def add(
     *, name: str, cron: str, kind: str, payload: str | None, time_zone: str, jitter: timedelta | None, **given: Any
 ) -> None:
-    r"""Make a schedule, or change the one of this name, and show its next five slots.
+    """Make a schedule, or change the one of this name, and show its next five slots.
 
     CRON is minute, hour, day of month, month and day of week; a sixth field before them is the second. PAYLOAD is a JSON object;
     - reads it from standard input.
@@ -142,7 +142,7 @@ def add(
 @click.argument("name")
 @click.option("--by", metavar="NAME", help="Who pauses it [default: user@host].")
 def pause(*, name: str, by: str | None, **flags: Any) -> None:
-    r"""Let a schedule fire no more, whatever restarts, until howdah schedule resume; jobs that it made go on.
+    """Let a schedule fire no more, whatever restarts, until howdah schedule resume; jobs that it made go on.
 
     \b
     howdah schedule pause nightly
@@ -155,7 +155,7 @@ def pause(*, name: str, by: str | None, **flags: Any) -> None:
 @database_option
 @click.argument("name")
 def resume(*, name: str, **flags: Any) -> None:
-    r"""Let a schedule fire again, from its next slot on: those that came meanwhile are not made up for.
+    """Let a schedule fire again, from its next slot on: those that came meanwhile are not made up for.
 
     \b
     howdah schedule resume nightly
@@ -168,7 +168,7 @@ def resume(*, name: str, **flags: Any) -> None:
 @database_option
 @click.argument("name")
 def remove(*, name: str, **flags: Any) -> None:
-    r"""Take a schedule away; jobs that it made stay. One that a handler declares is paused instead.
+    """Take a schedule away; jobs that it made stay. One that a handler declares is paused instead.
 
     \b
     howdah schedule remove nightly
@@ -184,14 +184,17 @@ def remove(*, name: str, **flags: Any) -> None:
 @click.option("--count", type=click.IntRange(1, 1000), default=PREVIEW, show_default=True, help="How many slots.")
 @json_option
 def upcoming(*, what: str, time_zone: str, count: int, as_json: bool, **flags: Any) -> None:
-    r"""Show the next slots of a schedule, or of a cron expression (five or six fields), which needs no database.
+    """Show the next slots of a schedule, or of a cron expression (five or six fields), which needs no database.
 
     \b
     howdah schedule next nightly
     howdah schedule next '30 2 * * *' --time-zone America/New_York --count 10
     """
     if len(what.split()) > 1:
-        slots = Timetable(expression(what), time_zone).preview(now(), count)
+        try:
+            slots = Timetable(what, time_zone).preview(now(), count)
+        except ScheduleError as error:
+            misuse(str(error))
     else:
         rows = with_connection("schedule", flags, _find, what)
         if not rows:
