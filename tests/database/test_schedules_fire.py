@@ -103,6 +103,23 @@ async def test_of_many_who_read_a_slot_at_once_one_fires_it(
         assert (await row(connection, name))["fired"] == 6
 
 
+async def test_a_worker_that_does_not_lead_fires_what_the_leader_leaves_lying(
+    connection: asyncpg.Connection, scheduler: Callable[[], Scheduler]
+) -> None:
+    follower = scheduler()
+    follower._vitals.leads = False
+    for name in ("fresh", "lying"):
+        await schedule(connection, name)
+        await set_back(connection, 0, name)
+    # The leader has two seconds: one schedule's slot came a second ago.
+    await connection.execute(
+        "update howdah.schedules set next_at = clock_timestamp() - interval '1 second' where name = 'fresh'"
+    )
+    await follower._fire_all()
+    assert (await row(connection, "fresh"))["fired"] == 0
+    assert (await row(connection, "lying"))["fired"] == 1
+
+
 async def test_who_is_late_with_what_it_has_read_fires_nothing(
     connection: asyncpg.Connection, scheduler: Callable[[], Scheduler]
 ) -> None:
@@ -121,24 +138,24 @@ async def fire(store: Store, schedule: DueSchedule) -> Any:
     return await store.fire_schedule(schedule, told, [0.0] * len(told.slots))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "select howdah.schedule('nightly', '0 * * * *', 'other')",
-        "select howdah.pause_schedule('nightly')",
-        "select howdah.pause_schedule('nightly'), howdah.resume_schedule('nightly')",
-        "select howdah.unschedule('nightly')",
-    ],
-)
+CHANGES = [
+    "select howdah.schedule('nightly', '0 * * * *', 'other')",
+    "select howdah.pause_schedule('nightly'), howdah.resume_schedule('nightly')",
+    "select howdah.pause_schedule('nightly')",
+    "select howdah.unschedule('nightly')",
+]
+
+
 async def test_what_was_changed_after_it_was_read_does_not_fire_as_it_was(
-    connection: asyncpg.Connection, scheduler: Callable[[], Scheduler], change: str
+    connection: asyncpg.Connection, scheduler: Callable[[], Scheduler]
 ) -> None:
     await schedule(connection)
-    await set_back(connection, 0)
     store = scheduler()._store
-    [read] = await store.due_schedules(0, BATCH)
-    await connection.execute(change)
-    assert (await fire(store, read)) is None
+    for change in CHANGES:
+        await set_back(connection, 0)
+        [read] = await store.due_schedules(0, BATCH)
+        await connection.execute(change)
+        assert (await fire(store, read)) is None, change
     assert await fired_slots(connection) == []
 
 
@@ -178,8 +195,11 @@ async def test_missed_slots_are_made_up_for_as_the_policy_says(
     assert (len(slots), after["fired"], after["missed_slots"]) == (made, made, given_up)
     assert slots == sorted(slots)
     assert after["next_at"] > datetime.now(UTC)
+    # All of them are dealt with: who counts anew from there finds nothing.
+    await connection.execute("update howdah.schedules set next_at = null")
     await scheduler()._fire_all()
     assert await fired_slots(connection) == slots
+    assert (await row(connection))["next_at"] == after["next_at"]
 
 
 async def test_no_second_job_while_one_lives_if_overlap_says_so(
@@ -196,6 +216,25 @@ async def test_no_second_job_while_one_lives_if_overlap_says_so(
     await set_back(connection, 0)
     await scheduler()._fire_all()
     assert ((await row(connection))["fired"], (await row(connection))["overlapped"]) == (2, 3)
+
+
+async def test_a_job_that_was_made_again_by_hand_is_minded_too_and_not_waited_for_while_it_ends(
+    connection: asyncpg.Connection, connect: Connect, scheduler: Callable[[], Scheduler]
+) -> None:
+    await schedule(connection, overlap="skip")
+    await set_back(connection, 0)
+    await scheduler()._fire_all()
+    worker = await add_worker(connection)
+    first = await claim_one(connection, worker)
+    await ack(connection, completed(first))
+    await connection.execute("select howdah.retry($1)", first.id)
+    again, ending = await claim_one(connection, worker), await connect()
+    await ending.execute("begin")
+    await ack(ending, completed(again))
+    await set_back(connection, 0)
+    assert await asyncio.wait_for(scheduler()._fire_all(), 5)
+    assert ((await row(connection))["fired"], (await row(connection))["overlapped"]) == (1, 1)
+    await ending.execute("rollback")
 
 
 async def test_overlap_is_minded_from_the_first_job_on_after_it_was_allowed(
@@ -292,28 +331,26 @@ async def test_upkeep_tells_when_the_next_schedule_wants_to_be_looked_at(connect
     assert await told(0) is None
 
 
-@pytest.mark.parametrize(
-    ("wrong", "sqlstate", "naming"),
-    [
-        ({"name": ""}, "JB002", "name is ''"),
-        ({"cron": "0 3 * *"}, "JB002", "cron is '0 3 * *'"),
-        ({"cron": None}, "JB002", "cron is NULL"),
-        ({"time_zone": "Berlin"}, "JB002", "time_zone is 'Berlin'"),
-        ({"time_zone": None}, "JB002", "time_zone is NULL"),
-        ({"missed": "some"}, "JB002", "missed is 'some'"),
-        ({"overlap": "no"}, "JB002", "overlap is 'no'"),
-        ({"jitter": timedelta(days=-1)}, "JB002", "jitter is -1 days"),
-        ({"kind": ""}, "JB002", "kind is ''"),
-        ({"payload": [1]}, "JB001", "not array"),
-        ({"priority": 11}, "JB002", "priority is 11"),
-        ({"headers": [1]}, "JB002", "headers must be"),
-    ],
-)
-async def test_bad_input_is_refused_and_named(
-    connection: asyncpg.Connection, wrong: dict[str, Any], sqlstate: str, naming: str
-) -> None:
-    with refused(sqlstate, naming=naming):
-        await schedule(connection, **wrong)
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"name": ""}, "JB002", "name is ''"),
+    ({"cron": "0 3 * *"}, "JB002", "cron is '0 3 * *'"),
+    ({"cron": None}, "JB002", "cron is NULL"),
+    ({"time_zone": "Berlin"}, "JB002", "time_zone is 'Berlin'"),
+    ({"time_zone": None}, "JB002", "time_zone is NULL"),
+    ({"missed": "some"}, "JB002", "missed is 'some'"),
+    ({"overlap": "no"}, "JB002", "overlap is 'no'"),
+    ({"jitter": timedelta(days=-1)}, "JB002", "jitter is -1 days"),
+    ({"kind": ""}, "JB002", "kind is ''"),
+    ({"payload": [1]}, "JB001", "not array"),
+    ({"priority": 11}, "JB002", "priority is 11"),
+    ({"headers": [1]}, "JB002", "headers must be"),
+]
+
+
+async def test_bad_input_is_refused_and_named(connection: asyncpg.Connection) -> None:
+    for wrong, sqlstate, naming in WRONG:
+        with refused(sqlstate, naming=naming):
+            await schedule(connection, **wrong)
     assert await connection.fetchval("select count(*) from howdah.schedules") == 0
 
 
