@@ -149,9 +149,10 @@ CHANGES = [
 async def test_what_was_changed_after_it_was_read_does_not_fire_as_it_was(
     connection: asyncpg.Connection, scheduler: Callable[[], Scheduler]
 ) -> None:
-    await schedule(connection)
     store = scheduler()._store
     for change in CHANGES:
+        await connection.execute("delete from howdah.schedules")
+        await schedule(connection)
         await set_back(connection, 0)
         [read] = await store.due_schedules(0, BATCH)
         await connection.execute(change)
