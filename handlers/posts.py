@@ -66,7 +66,7 @@ class CleanupExpired(BaseModel):
     older_than_days: Annotated[int, Field(ge=0, le=36_500)] = 30
 
 
-@handler("cleanup_expired", timeout=3600, schedule=Schedule("30 3 * * *", overlap="skip", jitter=600))
+@handler("cleanup_expired", timeout=3600, schedule=Schedule("30 3 * * *", overlap="skip"))
 async def cleanup_expired(job: Job[CleanupExpired]) -> dict[str, int]:
     """Delete expired sessions and the images of deleted posts, batch by batch; each batch is committed by itself."""
     age = timedelta(days=job.payload.older_than_days)
