@@ -8,7 +8,7 @@ import asyncpg
 from pydantic import BaseModel, Field
 
 from handlers.gallery import remove_unused
-from howdah import Job, handler
+from howdah import Job, Schedule, handler
 
 _BATCH = 500  # rows a statement: its locks are held for some milliseconds, and progress moves
 _FILES = 100  # files a batch: while they go, their rows are held
@@ -55,7 +55,8 @@ class RecomputeRankings(BaseModel):
     limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
 
 
-@handler("recompute_rankings", transaction=True)
+# Newer likes outweigh a run that was missed, and two at once would write the same ranks.
+@handler("recompute_rankings", transaction=True, schedule=Schedule("*/10 * * * *", missed="skip", overlap="skip"))
 async def recompute_rankings(job: Job[RecomputeRankings], connection: asyncpg.Connection) -> dict[str, int]:
     """Rank the newest posts by likes against age. `changed` counts the ranks that were written."""
     return {"changed": await connection.fetchval("select app.recompute_rankings($1)", job.payload.limit)}
@@ -67,7 +68,7 @@ class CleanupExpired(BaseModel):
     older_than_days: Annotated[int, Field(ge=0, le=36_500)] = 30
 
 
-@handler("cleanup_expired", timeout=3600)
+@handler("cleanup_expired", timeout=3600, schedule=Schedule("30 3 * * *", overlap="skip"))
 async def cleanup_expired(job: Job[CleanupExpired]) -> dict[str, int]:
     """Delete expired sessions, old entries of the activity log, and images that no post shows, their files first.
 
