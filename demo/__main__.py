@@ -65,7 +65,8 @@ async def demonstrate(actions: int, seed: int) -> object:
                 say(scene.title)
                 await scene.play()
             await wait_until_idle(pool, survivor)
-            await find_losses(pool, crowd, victim, held)
+            doomed = {job for scene in scenes for job in await scene.doomed()}
+            await find_losses(pool, crowd, victim, held, doomed)
             await lost(scenes)
             await stop_cleanly(survivor)
             return table(await Numbers.measure(pool, crowd, held), scenes)

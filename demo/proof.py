@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from demo.errors import DemoError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import asyncpg
 
     from demo.crowd import Crowd
@@ -38,15 +40,17 @@ async def wait_until_idle(pool: asyncpg.Pool, survivor: Daemon) -> None:
         await asyncio.sleep(_LOOK)
 
 
-async def find_losses(pool: asyncpg.Pool, crowd: Crowd, victim: Daemon, held: list[int]) -> None:
-    """Raise DemoError with a sentence for each thing that was lost; return if there is none."""
+async def find_losses(
+    pool: asyncpg.Pool, crowd: Crowd, victim: Daemon, held: list[int], doomed: Collection[int]
+) -> None:
+    """Raise DemoError with a sentence for each thing that was lost; return if there is none. `doomed`: jobs that had to die."""
     sentences = [
         sentence
         for sentence in (
             await _wrong_counts(pool),
             await _wrong_likes(pool, crowd),
             await _nothing_proved(pool, crowd),
-            await _dead_jobs(pool),
+            await _dead_jobs(pool, doomed),
             await _doubled_jobs(pool),
             await _not_rescued(pool, victim, held),
         )
@@ -86,8 +90,10 @@ async def _nothing_proved(pool: asyncpg.Pool, crowd: Crowd) -> str | None:
     return None
 
 
-async def _dead_jobs(pool: asyncpg.Pool) -> str | None:
-    dead = await pool.fetch("select id, error from howdah.job_status where state = 'dead' order by id")
+async def _dead_jobs(pool: asyncpg.Pool, doomed: Collection[int]) -> str | None:
+    dead = await pool.fetch(
+        "select id, error from howdah.job_status where state = 'dead' and id <> all ($1::bigint[]) order by id", doomed
+    )
     return f"{len(dead)} jobs are dead, such as job {dead[0]['id']}: {dead[0]['error']}" if dead else None
 
 

@@ -42,6 +42,10 @@ class Scene(ABC):
     async def prove(self) -> list[str]:
         """Fill `shown`, and give a sentence for each thing that is not as promised; nothing proved is a sentence, too."""
 
+    async def doomed(self) -> set[int]:
+        """Give the jobs that have died as the scene promised, of its own reasons; any other dead job is a loss."""
+        return set()
+
 
 @asynccontextmanager
 async def on(scenes: list[Scene]) -> AsyncIterator[dict[str, str]]:

@@ -64,8 +64,8 @@ async def _populate(pool: asyncpg.Pool, random: Random) -> None:
     await pool.execute(
         """with author as materialized (
              select u.place, gen_random_uuid() as id from generate_series(0, $1 - 1) u(place))
-           insert into app.posts (author_id, image_url, created_at)
-           select a.id, format('https://example.org/%s.jpg', p.place), now() - make_interval(hours => p.hours)
+           insert into app.posts (author_id, created_at)
+           select a.id, now() - make_interval(hours => p.hours)
            from unnest($2::int[]) with ordinality p(hours, place) join author a on a.place = p.place % $1""",
         USERS,
         [random.randrange(24 * 14) for _ in range(POSTS)],

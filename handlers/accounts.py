@@ -1,6 +1,6 @@
 """Accounts: new students, what they are told, and what is known of everybody's doings."""
 
-from datetime import date
+from datetime import date, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from handlers.auth import UserRefusedError, ensure_user
 from handlers.letters import EmailAddress, LetterError, OneLine, write
 from handlers.mail import send
 from handlers.outside import BusyError
-from howdah import Cancel, Job, Snooze, handler
+from howdah import Cancel, Job, Schedule, Snooze, handler
 
 
 class CreateStudent(BaseModel):
@@ -96,22 +96,24 @@ async def log_user_activity(job: Job[LogUserActivity], connection: asyncpg.Conne
 
 
 class RollUpTraffic(BaseModel):
-    """Which day, such as 2026-07-01."""
+    """Which day, such as 2026-07-01; yesterday if none is named, counted from the schedule's slot."""
 
-    day: date
+    day: date | None = None
 
 
-@handler("roll_up_traffic", transaction=True, timeout=600)
+# A day on which no worker ran is summed later: a job for each.
+@handler("roll_up_traffic", transaction=True, timeout=600, schedule=Schedule("15 0 * * *", missed="all"))
 async def roll_up_traffic(job: Job[RollUpTraffic], connection: asyncpg.Connection) -> dict[str, int]:
     """Make the sums of a day equal to its events, however often it runs, also beside itself."""
-    return {"targetologists": await connection.fetchval("select app.roll_up_traffic($1)", job.payload.day)}
+    day = job.payload.day or ((job.slot or job.created_at) - timedelta(days=1)).date()
+    return {"targetologists": await connection.fetchval("select app.roll_up_traffic($1)", day)}
 
 
 class AuditReferences(BaseModel):
     """Nothing: all of schema app."""
 
 
-@handler("audit_references", timeout=3600)
+@handler("audit_references", timeout=3600, schedule=Schedule("0 4 * * MON", overlap="skip"))
 async def audit_references(job: Job[AuditReferences]) -> dict[str, Any]:
     """Tell of every reference between the application's tables whether it is kept and indexed, the worst first."""
     async with job.connection() as connection:

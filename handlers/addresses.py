@@ -6,13 +6,17 @@ GuardedResolver gave for this very connection, never by an earlier look-up, whic
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import socket
-from typing import TYPE_CHECKING
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 from handlers.fetch_errors import AddressRefusedError
 from howdah.errors import ConfigError
@@ -29,6 +33,7 @@ _DISGUISES = [
     ipaddress.IPv6Network(text)
     for text in ("::ffff:0:0/96", "::/96", "2002::/16", "2001::/32", "64:ff9b:1::/48", "fec0::/10")
 ]
+_LOOKUPS = 16  # at once
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63})*", re.ASCII)
 
 
@@ -96,22 +101,54 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names, and refuses one of whose addresses any is not public: what is left is what is connected to."""
+    """Resolves names, and refuses one of whose addresses any is not public: what is left is what is connected to.
+
+    Each look-up has a thread of its own. The loop's few are the database's, too: whoever owns a slow name server could
+    keep them all busy. They are daemons, because nothing can interrupt them, and the worker's end must not wait.
+    """
 
     def __init__(self, allowed: Allowed) -> None:
         self._allowed = allowed
-        self._system = ThreadedResolver()
+        self._turns = asyncio.Semaphore(_LOOKUPS)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Give the addresses of a name."""
-        found = await self._system.resolve(host, port, family)
+        """Give the addresses of a name. Raises OSError, AddressRefusedError."""
+        found = await self._look_up(host, port, family)
         if not self._allowed.name(host):
             for one in found:
                 check_address(one["host"], self._allowed, host)
         return found
 
+    async def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+        await self._turns.acquire()
+        answer: Future[list[ResolveResult]] = Future()
+        answer.add_done_callback(partial(_give_back, asyncio.get_running_loop(), self._turns))
+        threading.Thread(target=_look_up, args=(host, port, family, answer), name="resolver", daemon=True).start()
+        # Shielded: the turn is over when the thread is, not when somebody has lost patience.
+        return await asyncio.shield(asyncio.wrap_future(answer))
+
     async def close(self) -> None:
         """Nothing is held."""
-        await self._system.close()
+
+
+def _give_back(loop: asyncio.AbstractEventLoop, turns: asyncio.Semaphore, _answer: object) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits for a turn any more
+        loop.call_soon_threadsafe(turns.release)
+
+
+def _look_up(host: str, port: int, family: socket.AddressFamily, answer: Future[list[ResolveResult]]) -> None:
+    try:
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        answer.set_result([_result(host, facts) for facts in found])
+    except BaseException as error:
+        answer.set_exception(error)
+
+
+def _result(host: str, facts: tuple[Any, ...]) -> ResolveResult:
+    family, _, protocol, _, address = facts
+    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    return ResolveResult(
+        hostname=host, host=str(address[0]), port=address[1], family=family, proto=protocol, flags=numeric
+    )

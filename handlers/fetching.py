@@ -163,8 +163,10 @@ async def _plainly(url: str, call: Callable[[], Awaitable[T]]) -> T:
         raise AddressRefusedError(url, f"is refused: it is no proper address ({error})") from None
     except aiohttp.ClientConnectorDNSError as error:
         raise _NotConnectedError(url, f"cannot be reached: no address for {error.host}") from None
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise _NotConnectedError(url, f"cannot be reached: {error}") from None
+    except aiohttp.ClientConnectorError as error:
+        raise _NotConnectedError(url, f"cannot be reached: {error.os_error}") from None
+    except aiohttp.ConnectionTimeoutError:
+        raise _NotConnectedError(url, f"cannot be reached within {_CONNECT:g} s") from None
     except aiohttp.ClientPayloadError:
         raise FetchFailedError(url, "breaks off: the server closed before the end") from None
     except aiohttp.ClientError as error:

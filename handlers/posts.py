@@ -7,9 +7,11 @@ from uuid import UUID
 import asyncpg
 from pydantic import BaseModel, Field
 
-from howdah import Job, handler
+from handlers.gallery import remove_unused
+from howdah import Job, Schedule, handler
 
 _BATCH = 500  # rows a statement: its locks are held for some milliseconds, and progress moves
+_FILES = 100  # files a batch: while they go, their rows are held
 _FIRST = UUID(int=0)
 
 
@@ -53,7 +55,8 @@ class RecomputeRankings(BaseModel):
     limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
 
 
-@handler("recompute_rankings", transaction=True)
+# Newer likes outweigh a run that was missed, and two at once would write the same ranks.
+@handler("recompute_rankings", transaction=True, schedule=Schedule("*/10 * * * *", missed="skip", overlap="skip"))
 async def recompute_rankings(job: Job[RecomputeRankings], connection: asyncpg.Connection) -> dict[str, int]:
     """Rank the newest posts by likes against age. `changed` counts the ranks that were written."""
     return {"changed": await connection.fetchval("select app.recompute_rankings($1)", job.payload.limit)}
@@ -65,16 +68,26 @@ class CleanupExpired(BaseModel):
     older_than_days: Annotated[int, Field(ge=0, le=36_500)] = 30
 
 
-@handler("cleanup_expired", timeout=3600)
+@handler("cleanup_expired", timeout=3600, schedule=Schedule("30 3 * * *", overlap="skip"))
 async def cleanup_expired(job: Job[CleanupExpired]) -> dict[str, int]:
-    """Delete expired sessions and the images of deleted posts, batch by batch; each batch is committed by itself."""
+    """Delete expired sessions, old entries of the activity log, and images that no post shows, their files first.
+
+    Batch by batch, each committed by itself: a run that is cut short has done what it has told.
+    """
     age = timedelta(days=job.payload.older_than_days)
-    deleted = {"sessions": 0, "images": 0}
+    deleted = {"sessions": 0, "activity": 0, "images": 0}
+    problems: list[Exception] = []
     async with job.connection() as connection:
         while batch := await connection.fetchval("select app.delete_expired_sessions($1, $2)", age, _BATCH):
             deleted["sessions"] += batch
-            await job.report(deleted)
-        while batch := await connection.fetchval("select app.delete_orphaned_images($1)", _BATCH):
-            deleted["images"] += batch
-            await job.report(deleted)
+            await job.report({**deleted})
+        while batch := await connection.fetchval("select app.delete_old_activity($1, $2)", age, _BATCH):
+            deleted["activity"] += batch
+            await job.report({**deleted})
+        while (removed := await remove_unused(connection, job.resources["storage"], _FILES)) != (0, []):
+            deleted["images"] += removed[0]
+            problems += removed[1]
+            await job.report({**deleted})
+    if problems:
+        raise ExceptionGroup(f"{len(problems)} files could not be removed; their rows are kept", problems[:10])
     return deleted

@@ -27,6 +27,7 @@ declare
       create_batch          X         X       .       X
 
       job_status            .         r       r       r
+      schedule_status       .         r       r       r
       masked                .         X       X       X
       stats                 .         X       X       X
       explain               .         X       X       X
@@ -44,6 +45,11 @@ declare
       set_limit             .         .       .       X
       remove_limit          .         .       .       X
       register              .         X       .       X
+      declare_schedules     .         X       .       X
+      schedule              .         .       .       X
+      unschedule            .         .       .       X
+      pause_schedule        .         .       .       X
+      resume_schedule       .         .       .       X
 
       claim                 .         X       .       .
       start                 .         X       .       .
@@ -71,6 +77,7 @@ declare
       promote               .         X       .       .
       coalesce_events       .         X       .       .
       rescue                .         X       .       .
+      fire_schedule         .         X       .       .
       make_partitions       .         X       .       .
       drop_partitions       .         X       .       .
       wake                  .         X       .       .
@@ -103,6 +110,7 @@ declare
       leader                .         rw      r       r
       queues                .         r       r       r
       kinds                 .         r       r       r
+      schedules             .         rw      .       r
       settings              .         r       r       rw
       migrations            .         r       r       r
   ';

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from howdah.job import Cancel, Discard, Job, Snooze
     from howdah.lifespans import lifespan
     from howdah.registry import handler
+    from howdah.schedules import Schedule
 
 __all__ = [
     "Cancel",
@@ -34,6 +35,7 @@ __all__ = [
     "JobStatus",
     "NewJob",
     "RefusedError",
+    "Schedule",
     "Snooze",
     "Tally",
     "UniqueKeyHeldError",
@@ -56,6 +58,7 @@ _HOMES = {
     "HowdahError": "errors",
     "Job": "job",
     "RefusedError": "errors",
+    "Schedule": "schedules",
     "Snooze": "job",
     "UniqueKeyHeldError": "errors",
     "handler": "registry",

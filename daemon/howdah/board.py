@@ -37,6 +37,11 @@ BOARD: dict[str, tuple[tuple[str, ...], str]] = {
         "Ready jobs that no living worker of their queue has a handler for, among the first 5,000.",
     ),
     "howdah_queue_paused_seconds": (("queue",), "Since a queue was paused; nothing for queues that are not."),
+    "howdah_schedule_overdue_seconds": (
+        (),
+        "For how long the schedule that has waited longest ought to have fired and has not; 0: none.",
+    ),
+    "howdah_schedules": (("state",), "Schedules: active, paused, or failing (why, says howdah doctor)."),
     "howdah_workers": (("state",), "Workers that are living, draining, or dead and not cleared away yet."),
     "howdah_table_bytes": (("table",), "Size of a table with its indexes; history is all of its partitions."),
     "howdah_table_live_rows": (("table",), "Rows of a table, as the server's statistics estimate them."),

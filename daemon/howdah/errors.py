@@ -38,6 +38,10 @@ class HandlersError(HowdahError):
     """The handlers module cannot be loaded, or two handlers claim one kind; the process exits 78."""
 
 
+class ScheduleError(HowdahError):
+    """A cron expression, a time zone or a policy that nobody can follow."""
+
+
 class LifespanError(HowdahError):
     """A lifespan of the handlers' module failed. `lifespan` names it; the worker does not start, or stops."""
 

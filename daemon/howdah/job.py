@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, Unpack
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
     from contextlib import AbstractAsyncContextManager
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     import asyncpg
 
@@ -170,6 +171,12 @@ class Job(Generic[P]):
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.kind} attempt {self.attempt}/{self.max_attempts}>"
+
+    @property
+    def slot(self) -> datetime | None:
+        """The slot of the schedule that made this job, in UTC; None: somebody enqueued it."""
+        told = self.headers.get("schedule")
+        return datetime.fromisoformat(told["slot"]) if isinstance(told, dict) and "slot" in told else None
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

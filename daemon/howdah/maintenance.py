@@ -1,4 +1,4 @@
-"""The upkeep: what is due or has nothing to wait for becomes ready, dead workers' jobs come back, history has its days."""
+"""The upkeep: what is due or has nothing to wait for becomes ready, schedules are told of, dead workers' jobs come back, history has its days."""
 
 from __future__ import annotations
 
@@ -49,8 +49,11 @@ class Maintenance:
         history_days: int,
         on_ready: Callable[[], None],
         on_suspects: Callable[[], None],
+        patience: Callable[[], float | None],
+        on_schedules: Callable[[], None],
         on_limited: Callable[[], None],
     ) -> None:
+        """`patience`: for how long this worker leaves schedules that are due to others; None: for ever."""
         self._store = store
         self._vitals = vitals
         self._metrics = metrics
@@ -58,6 +61,8 @@ class Maintenance:
         self._history_days = history_days
         self._on_ready = on_ready
         self._on_suspects = on_suspects
+        self._patience = patience
+        self._on_schedules = on_schedules
         self._on_limited = on_limited
         self._history_pause = FIRST_HISTORY_INTERVAL
         self._stir = asyncio.Event()
@@ -106,11 +111,15 @@ class Maintenance:
 
     async def _make_ready(self) -> tuple[int, float]:
         """Make ready what is due; gives how many jobs, and the seconds until the next is due."""
-        made, nexts, limited = await self._store.make_ready(PROMOTE_BATCH)
+        made, nexts, schedule, limited = await self._store.make_ready(PROMOTE_BATCH, self._patience())
         if made:
             self._on_ready()
         if limited:
             self._on_limited()
+        if schedule is not None and schedule <= 0:
+            self._on_schedules()  # and who does them says when it is done
+        elif schedule is not None:
+            nexts.append(schedule)
         # A millisecond late rather than early: an early look finds nothing and has to come again.
         return made, min((max(moment, 0.0) + 0.001 for moment in nexts), default=DUE_INTERVAL)
 

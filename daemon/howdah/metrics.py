@@ -81,6 +81,12 @@ class Metrics:
         self.lost_leases = Counter(
             "howdah_lost_leases", "Acks refused because the job was not this worker's any more.", registry=registry
         )
+        self.schedule_slots = Counter(
+            "howdah_schedule_slots",
+            "Slots of schedules that this worker dealt with: fired, missed (and given up), or overlapped (its last job lived).",
+            ["outcome"],
+            registry=registry,
+        )
         # -- slots
         self.slots = Gauge("howdah_slots", "Handlers that may run at once.", ["queue"], registry=registry)
         self.slots_used = Gauge("howdah_slots_used", "Handlers that run now.", ["queue"], registry=registry)
@@ -161,5 +167,7 @@ class Metrics:
             self.loop_blocked.labels(kind)
             for outcome in COMMON_OUTCOMES if home in queues else ():
                 self.finished.begin(home, kind, outcome)
+        for outcome in ("fired", "missed", "overlapped"):
+            self.schedule_slots.labels(outcome)
         for connection in CONNECTIONS:
             self.reconnects.labels(connection)

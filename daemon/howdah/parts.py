@@ -30,6 +30,7 @@ from howdah.outcomes import released
 from howdah.pool import HandlerPool
 from howdah.processes import Processes
 from howdah.reporter import Reporter
+from howdah.scheduler import Scheduler
 from howdah.services import WorkerServices
 from howdah.slots import Cap, QueueSlots, RunTimes
 from howdah.standing import Standing
@@ -57,8 +58,15 @@ class Parts:
     """One worker's parts. The main loop's are made at once, the lifeline's on its own loop when it starts."""
 
     def __init__(
-        self, config: Config, registry: Registry, *, on_failure: Callable[[BaseException], None], guest: bool = False
+        self,
+        config: Config,
+        registry: Registry,
+        *,
+        on_failure: Callable[[BaseException], None],
+        guest: bool = False,
+        schedules: bool = True,
     ) -> None:
+        """`schedules`: fire them, too."""
         if config.database_url is None:
             raise ConfigError("HOWDAH_DATABASE_URL", "is not set: where are the jobs?")
         self._config = config
@@ -163,6 +171,11 @@ class Parts:
             on_ready=self.claimer.wake,
             on_suspects=self.claimer.suspects_wait,
             on_limited=self.limited.look,
+            patience=lambda: self.scheduler.patience if schedules else None,
+            on_schedules=lambda: self.scheduler.due(),
+        )
+        self.scheduler = Scheduler(
+            store=self.store, vitals=self.vitals, metrics=self.metrics, on_done=self.maintenance.due
         )
         self.census = Census(
             store=Store(self._lines["count"]), vitals=self.vitals, metrics=self.metrics, queues=config.queues

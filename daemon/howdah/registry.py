@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +15,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from howdah.backoff import backoff as default_backoff
-from howdah.errors import HandlersError, PayloadError
+from howdah.errors import HandlersError, PayloadError, RefusedError, ScheduleError
 from howdah.fields import checked_fields
 from howdah.job import Job
 from howdah.masking import hider
 from howdah.modules import import_handlers
+from howdah.newjob import payload_json
+from howdah.schedules import Schedule
 
 F = TypeVar("F", bound=Callable[..., Any])
 RunsIn = Literal["async", "thread", "process"]
@@ -43,6 +46,7 @@ class Handler:
     retry_for: tuple[type[BaseException], ...]
     discard_for: tuple[type[BaseException], ...]
     payload_type: Any = dict
+    schedule: Schedule | None = None
     adapter: TypeAdapter[Any] = field(repr=False)
 
     def validate(self, payload: bytes) -> Any:
@@ -79,7 +83,32 @@ class Handler:
             "max_attempts": self.max_attempts,
             "timeout": self.timeout,
             "secret": list(self.secret),
+            "schedule": None
+            if (schedule := self.schedule) is None
+            else {
+                "cron": schedule.cron,
+                "payload": json.loads(payload_json(schedule.payload)),
+                "time_zone": schedule.time_zone,
+                "missed": schedule.missed,
+                "overlap": schedule.overlap,
+                "jitter": schedule.jitter,
+            },
         }
+
+    def check_schedule(self) -> None:
+        """Raise HandlersError if the declared schedule cannot be followed, or its payload does not fit."""
+        if self.schedule is None:
+            return
+        try:
+            self.schedule.check()
+            self.validate(payload_json(self.schedule.payload))
+        except ScheduleError as error:
+            raise HandlersError(f"{self.kind}: schedule: {error}") from None
+        except (PayloadError, RefusedError) as error:
+            problem = str(error).removeprefix(f"{self.kind}: ")
+            raise HandlersError(
+                f"{self.kind}: schedule: {problem}; give the field a default, or say Schedule(…, payload=…)"
+            ) from None
 
 
 class Registry:
@@ -151,6 +180,7 @@ def handler(
     secret: Sequence[str] = (),
     retry_for: Sequence[type[BaseException]] = (),
     discard_for: Sequence[type[BaseException]] = (),
+    schedule: Schedule | str | None = None,
 ) -> Callable[[F], F]:
     """Make a function the handler of a kind.
 
@@ -168,6 +198,7 @@ def handler(
         secret: payload fields that are masked wherever they could be read.
         retry_for: exceptions that are worth another attempt although they look hopeless.
         discard_for: exceptions that no further attempt will mend: the job is dead at once.
+        schedule: a cron expression, in UTC, or a Schedule, by which jobs of this kind are made.
 
     """
 
@@ -183,24 +214,25 @@ def handler(
         if max_attempts < 1 or timeout <= 0 or (priority is not None and not 0 <= priority <= 10):
             raise HandlersError(f"{kind}: max_attempts and timeout must be positive, and priority between 0 and 10")
         payload_type = _payload_type(kind, function)
-        registry.add(
-            Handler(
-                kind=kind,
-                function=function,
-                runs_in=where,
-                transaction=transaction,
-                queue=queue,
-                priority=priority,
-                timeout=timeout,
-                max_attempts=max_attempts,
-                backoff=backoff,
-                secret=tuple(secret),
-                retry_for=tuple(retry_for),
-                discard_for=tuple(discard_for),
-                payload_type=payload_type,
-                adapter=TypeAdapter(payload_type),
-            )
+        declared = Handler(
+            kind=kind,
+            function=function,
+            runs_in=where,
+            transaction=transaction,
+            queue=queue,
+            priority=priority,
+            timeout=timeout,
+            max_attempts=max_attempts,
+            backoff=backoff,
+            secret=tuple(secret),
+            retry_for=tuple(retry_for),
+            discard_for=tuple(discard_for),
+            payload_type=payload_type,
+            schedule=Schedule(schedule) if isinstance(schedule, str) else schedule,
+            adapter=TypeAdapter(payload_type),
         )
+        declared.check_schedule()
+        registry.add(declared)
         return function
 
     return declare

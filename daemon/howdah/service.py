@@ -9,6 +9,7 @@ import signal
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -20,6 +21,7 @@ from howdah.lifespans import LEAVE_GRACE
 from howdah.logs import set_worker
 from howdah.ossignals import OSSignals, describe_tasks
 from howdah.parts import Parts
+from howdah.patience import insist
 from howdah.scratch import find_scratch
 from howdah.version import __version__
 from howdah.vitals import PULSE
@@ -88,7 +90,9 @@ class Service:
     async def run(self) -> Report:
         """Live: work until told to stop, drain, leave. Raises SchemaError, ConfigError; the report says how it went."""
         find_scratch()
-        self._parts = Parts(self._config, self._registry, on_failure=self._fail, guest=self._guest)
+        # Who leaves when nothing is left makes no new work: neither a cron host's nor a test's worker.
+        schedules = not self._guest and not self._limits.until_empty
+        self._parts = Parts(self._config, self._registry, on_failure=self._fail, guest=self._guest, schedules=schedules)
         self._built.set()
         with nullcontext() if self._guest else OSSignals(self._signal_calls(), at_once=self._note_signal):
             try:
@@ -122,14 +126,15 @@ class Service:
     async def _start(self) -> bool:
         """Come into being: schema, kinds, lifespans, the worker's row, the lifeline. False: told to stop meanwhile."""
         parts = self._parts
-        await parts.standing.check_schema()
-        await parts.store.register(self._registry.registrations(), self._registry.revision())
-        await parts.store.make_partitions(1)
+        for step in (parts.standing.check_schema, self._register, partial(parts.store.make_partitions, 1)):
+            if not await insist(step, self._stop):
+                return False
         # Before anybody knows of this worker: one whose lifespans fail has never been there.
         await parts.lifespans.enter(self._stop)
         if self._stop.is_set():
             return False
-        await parts.standing.enter()
+        if not await insist(parts.standing.enter, self._stop):
+            return False
         await parts.lifeline.start()
         log.info(
             "started",
@@ -143,6 +148,12 @@ class Service:
         )
         parts.notifier.ready("working")
         return True
+
+    async def _register(self) -> None:
+        for name in await self._parts.store.register(self._registry.registrations(), self._registry.revision()):
+            log.warning(
+                "the schedule that a handler declares is not used: one was made by hand", extra={"schedule": name}
+            )
 
     # -- work
 
@@ -158,6 +169,7 @@ class Service:
             "reporter": parts.reporter.run(),
             "canceller": parts.canceller.run(),
             "maintenance": parts.maintenance.run(),
+            "scheduler": parts.scheduler.run(),
             "census": parts.census.run(),
             "standing": parts.standing.run(),
             "lifespans": parts.lifespans.run(),

@@ -16,8 +16,10 @@ from howdah.queries import SQL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from howdah.database import Line
+    from howdah.schedules import Plan
 
 #: The rank and id from which a look begins; ranks are 10 - priority.
 START = (-1, 0)
@@ -65,6 +67,28 @@ class Depth(NamedTuple):
     jobs: int
     exact: bool
     oldest: float | None
+
+
+class DueSchedule(NamedTuple):
+    """A schedule that wants to be looked at, as it stands under `version`; jitter in seconds, `now` by the database's clock."""
+
+    name: str
+    version: int
+    cron: str
+    time_zone: str
+    missed: str
+    jitter: float
+    done_until: datetime
+    problem: str | None
+    now: datetime
+
+
+class Fired(NamedTuple):
+    """What came of firing: jobs made, slots passed over because a job lived, or what the database refused."""
+
+    made: int
+    overlapped: int
+    refusal: str | None
 
 
 class CensusRow(NamedTuple):
@@ -189,13 +213,36 @@ class Store:
 
     # -- upkeep
 
-    async def make_ready(self, count: int) -> tuple[int, list[float], bool]:
-        """Make due jobs claimable, and jobs of ripe events.
+    async def make_ready(self, count: int, patience: float | None) -> tuple[int, list[float], float | None, bool]:
+        """Make due jobs claimable, and jobs of ripe events; gives how many, and the seconds until the next ones of either.
 
-        Gives how many, the seconds until the next ones of either, and whether limited jobs may be there.
+        And the seconds until a schedule wants to be looked at by a worker of so much patience (None: none does); and whether
+        limited jobs may be there.
         """
-        promoted, made, *nexts, limited = (await self._line.fetch(SQL["make_ready"], count))[0]
-        return promoted + made, [moment for moment in nexts if moment is not None], limited
+        promoted, made, *nexts, schedule, limited = (await self._line.fetch(SQL["make_ready"], count, patience))[0]
+        return promoted + made, [moment for moment in nexts if moment is not None], schedule, limited
+
+    async def due_schedules(self, patience: float, count: int) -> list[DueSchedule]:
+        """Give the schedules that a worker of so much patience looks at now."""
+        return [DueSchedule(*row) for row in await self._line.fetch(SQL["due_schedules"], patience, count)]
+
+    async def fire_schedule(self, schedule: DueSchedule, plan: Plan, delays: Sequence[float]) -> Fired | None:
+        """Make a schedule's jobs and move it on, in one commit; None: it is not as it was read, or somebody holds it."""
+        rows = await self._line.fetch(
+            SQL["fire_schedule"],
+            schedule.name,
+            schedule.version,
+            plan.slots,
+            delays,
+            plan.missed,
+            plan.until,
+            plan.next_at,
+        )
+        return Fired(*rows[0]) if rows else None
+
+    async def mark_schedule(self, schedule: DueSchedule, problem: str) -> None:
+        """Note why a schedule cannot fire."""
+        await self._line.fetch(SQL["mark_schedule"], schedule.name, schedule.version, problem)
 
     async def settle(self, count: int) -> tuple[int, float | None]:
         """Let go what has nothing left to wait for; gives how many jobs it found, and in how many seconds to look again, if soon."""
@@ -226,9 +273,10 @@ class Store:
         row = (await self._line.fetch(SQL["schema_check"]))[0]
         return row[0], row[1]
 
-    async def register(self, kinds: Iterable[dict[str, Any]], revision: int) -> None:
-        """Register kinds, unless a newer revision has."""
-        await self._line.fetch(SQL["register"], list(kinds), revision)
+    async def register(self, kinds: Iterable[dict[str, Any]], revision: int) -> list[str]:
+        """Register kinds, unless a newer revision has; gives those whose declared schedules give way to ones made by hand."""
+        taken: list[str] = (await self._line.fetch(SQL["register"], list(kinds), revision))[0]["taken"]
+        return taken
 
     async def enter(self, name: str, version: str, ttl: float, queues: Sequence[str], kinds: Sequence[str]) -> int:
         """Make the worker's row; gives its id."""

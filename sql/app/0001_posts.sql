@@ -45,7 +45,7 @@ create index sessions_expires_at on app.sessions (expires_at);
 create table app.posts (
   id         uuid        primary key default gen_random_uuid(),
   author_id  uuid,
-  image_url  text,
+  image_url  text        constraint image_url_is_an_address check (length(image_url) between 1 and 2048),  -- a picture in it would be the job's payload
   likes      int         not null default 0 check (likes >= 0),   -- written by app.sync_post_like_count alone
   rank       float8      not null default 0,                      -- written by app.recompute_rankings alone
   created_at timestamptz not null default now(),
@@ -72,21 +72,6 @@ create table app.comments (
 );
 create index comments_post_id on app.comments (post_id);
 create index comments_session_id on app.comments (session_id);
-
--- The stored forms of a post's image. A row outlives its post (post_id is null then), because it alone knows which file
--- has to go; cleanup_expired removes it.
-create table app.post_images (
-  id         uuid        primary key default gen_random_uuid(),
-  post_id    uuid        references app.posts on delete set null,
-  variant    text        not null,
-  width      int         not null check (width > 0),
-  height     int         not null check (height > 0),
-  bytes      bigint      not null check (bytes >= 0),
-  format     text        not null,
-  url        text        not null,
-  created_at timestamptz not null default now(),
-  unique (post_id, variant)
-);
 
 -- Likes a post, or takes the like back, and tells whether it is liked now. Of two calls for the same post and session at
 -- once, one likes and the other takes it back: the second waits in the delete or in the insert until the first has
@@ -218,16 +203,7 @@ deleted as (
   delete from app.sessions s using expired e where s.id = e.id returning s.id)
 select count(*)::int from deleted $$;
 
--- Deletes at most `count` rows of images whose post is gone, and tells how many.
-create function app.delete_orphaned_images(count int) returns int language sql as $$
-with orphaned as materialized (
-  select i.id from app.post_images i where i.post_id is null limit delete_orphaned_images.count for update skip locked),
-deleted as (
-  delete from app.post_images i using orphaned o where i.id = o.id returning i.id)
-select count(*)::int from deleted $$;
-
 -- What the handlers do here; `for update` asks for the right to update, too.
 grant select, update (likes, rank) on app.posts to app_handlers;
 grant select on app.post_ratings to app_handlers;
 grant select, update (expires_at), delete on app.sessions to app_handlers;
-grant select, update (url), delete on app.post_images to app_handlers;

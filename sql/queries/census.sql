@@ -36,6 +36,12 @@ union all
 select 'howdah_queue_paused_seconds', array[q.name], extract(epoch from clock_timestamp() - q.paused_at)::float8, null
 from howdah.queues q where q.paused_at is not null
 union all
+select 'howdah_schedule_overdue_seconds', '{}', coalesce(extract(epoch from max(s.overdue)), 0)::float8, null from howdah.schedule_status s
+union all
+select 'howdah_schedules', array[t.state], (select count(*) from howdah.schedule_status s where
+    case when s.paused_at is not null then 'paused' when s.problem is not null then 'failing' else 'active' end = t.state)::float8, null
+from unnest(array['active', 'paused', 'failing']) t(state)
+union all
 select 'howdah_stuck_jobs', '{}', count(*)::float8, null
 from front f left join worker w on w.id = f.leased_by left join howdah.kinds k on k.name = f.kind
 where f.lease is not null and (w.id is null or w.beat_at < clock_timestamp() - w.ttl - $1::float8 * interval '1 second'

@@ -76,6 +76,7 @@ async def app_daemon(database: Database, handlers_url: str, tmp_path: Path) -> A
             environment={
                 "HOWDAH_LEASE_TTL": "2",
                 "HOWDAH_POOL_DATABASE_URL": handlers_url,
+                "APP_STORAGE_URL": (tmp_path / "storage").as_uri(),
                 **{name.upper(): str(value) for name, value in settings.items()},
             },
         )

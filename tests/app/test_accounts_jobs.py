@@ -322,6 +322,13 @@ async def test_the_small_jobs_do_what_they_say(connection: asyncpg.Connection) -
     rolled = await run_job(roll_up_traffic, {"day": "2026-07-01"}, connection=connection)
     assert rolled.check().result == {"targetologists": 0}
     assert (await run_job(roll_up_traffic, {"day": "yesterday"}, connection=connection)).outcome == "dead"
+    # A schedule's job is about the day before its slot, however late it runs.
+    events = "insert into app.traffic_events (targetologist_id, day, clicks) select $1, '2026-07-01'::date + n, 5 from generate_series(0, 2) n"
+    add = "insert into app.traffic_targetologists (user_id) values ($1) returning id"
+    await connection.execute(events, await connection.fetchval(add, user))
+    late = {"schedule": {"name": "roll_up_traffic", "slot": "2026-07-02T00:15:00Z"}}
+    assert (await run_job(roll_up_traffic, headers=late, connection=connection, commit=True)).check().completed
+    assert await connection.fetchval("select array_agg(day::text) from app.traffic_analytics") == ["2026-07-01"]
     await connection.execute("create table app.loose (user_id uuid); insert into app.loose values (gen_random_uuid())")
     report = (await run_job(audit_references, connection=connection)).check().result
     assert report["references"][0]["table"] == "app.loose"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
+import threading
 import zlib
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
@@ -127,6 +130,45 @@ async def test_a_name_one_of_whose_addresses_is_private_is_refused(strict: Fetch
     assert site.asked == []
 
 
+async def test_a_name_is_judged_by_the_very_addresses_that_are_connected_to(
+    site: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile name server gives an address that is allowed, and another one the next time."""
+    answers = iter(["127.0.0.2", "127.0.0.1"])
+
+    def getaddrinfo(_host: str, port: int, *_given: object, **_named: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+    monkeypatch.setattr("handlers.addresses.socket.getaddrinfo", getaddrinfo)
+    async with opened(Allowed(["127.0.0.2"]), timeout=3, limit=LIMIT) as fetcher:
+        # The first connection is refused, for nobody listens there; the next try looks the name up anew, and judges anew.
+        with pytest.raises(AddressRefusedError, match=r"rebinding\.example is refused: 127\.0\.0\.1"):
+            await fetcher.get(f"http://rebinding.example:{site.port}/")
+    assert site.asked == []
+    assert list(answers) == []
+
+
+async def test_a_slow_name_server_holds_up_no_other_name(site: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, real = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host: str, *given: Any, **named: Any) -> Any:
+        if host == "slow.example":
+            release.wait(10)
+            raise OSError("no such name")
+        return real(host, *given, **named)
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    site.page("/a", b"a")
+    async with opened(Allowed(["localhost"]), timeout=0.3, limit=LIMIT) as fetcher:
+        slow = [asyncio.create_task(fetcher.get("http://slow.example/")) for _ in range(10)]
+        assert (await fetcher.get(f"http://localhost:{site.port}/a")).body == b"a"
+        # As the database's driver asks.
+        assert await asyncio.get_running_loop().getaddrinfo("localhost", 5432)
+        for failed in await asyncio.gather(*slow, return_exceptions=True):
+            assert isinstance(failed, FetchFailedError)
+        release.set()
+
+
 async def test_names_and_networks_may_be_allowed(site: Web) -> None:
     site.page("/a", b"a")
     async with opened(Allowed(["LocalHost"]), timeout=3, limit=LIMIT) as fetcher:
@@ -229,9 +271,11 @@ async def test_a_server_that_drips_is_left_in_time(site: Web) -> None:
             await asyncio.sleep(0.05)
 
     address = site.put("/drip", drip)
+    began = monotonic()
     async with opened(Allowed(["127.0.0.1"]), timeout=0.4, limit=LIMIT) as fetcher:
         with pytest.raises(FetchFailedError, match=r"is not there within 0.4 s"):
             await fetcher.get(address)
+    assert monotonic() - began < 4
     assert site.asked == ["/drip"]
 
 

@@ -73,7 +73,7 @@ async def test_a_count_that_died_with_its_worker_is_made_by_another(
     post, editor = await new_post(app), await connect()
     first = await daemon()
     await editor.execute("begin")
-    await editor.execute("update app.posts set image_url = 'https://example.org/1.png' where id = $1", post)
+    await editor.execute("update app.posts set updated_at = now() where id = $1", post)
     await toggle(app, post)
     await aeventually(lambda: app.fetchval("select count(*) from howdah.jobs where leased_by = $1", first.worker))
     first.kill()
@@ -130,14 +130,19 @@ async def test_the_cleanup_deletes_what_expired_long_enough_ago_and_tells_how_mu
         "insert into app.sessions (expires_at) select now() - make_interval(days => n) from generate_series(0, 9) n"
     )
     await app.execute(
-        "insert into app.post_images (variant, width, height, bytes, format, url)"
-        " select 'full', 1, 1, 1, 'webp', 'file:///x' from generate_series(1, 700)"
+        """with known as (insert into app.auth_users (id, email) values (gen_random_uuid(), 'a@example.org') returning id)
+           insert into app.users (id, email) select k.id, 'a@example.org' from known k"""
+    )
+    await app.execute(
+        "insert into app.user_activity_log (user_id, action, created_at)"
+        " select u.id, 'login', now() - make_interval(days => n) from app.users u, generate_series(0, 9) n"
     )
     await daemon()
     job = await ended(app, await enqueue(app, "cleanup_expired", {"older_than_days": 5}))
-    assert (job["state"], job["result"]) == ("completed", {"sessions": 5, "images": 700})
-    assert job["progress"] == {"sessions": 5, "images": 700}
+    assert (job["state"], job["result"]) == ("completed", {"sessions": 5, "activity": 5, "images": 0})
+    assert job["progress"] == {"sessions": 5, "activity": 5, "images": 0}
     assert await app.fetchval("select count(*) from app.sessions") == 5
+    assert await app.fetchval("select count(*) from app.user_activity_log") == 5
 
 
 # -- words for the above ----------------------------------------------------------------------------------------------

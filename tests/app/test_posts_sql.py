@@ -336,7 +336,7 @@ async def test_a_post_that_somebody_is_editing_does_not_hold_up_the_ranking(
     edited, other = await new_post(app, hours=1), await new_post(app, hours=2)
     editor, ranker = await impatient(), await impatient()
     await editor.execute("begin")
-    await editor.execute("update app.posts set image_url = 'http://example.org/1.png' where id = $1", edited)
+    await editor.execute("update app.posts set updated_at = now() where id = $1", edited)
     assert await rank_all(ranker, 10) == 1
     await editor.execute("commit")
     assert await ranking(app) == [other, edited]
@@ -358,21 +358,6 @@ async def test_expired_sessions_go_in_batches_and_their_likes_stay(app: asyncpg.
     assert await app.fetchval("select count(*) from app.sessions") == 1
     assert await app.fetchval("select count(*) from app.post_ratings") == 4
     assert await events(app) == {}
-
-
-async def test_images_of_deleted_posts_are_kept_until_they_are_cleaned_up(app: asyncpg.Connection) -> None:
-    gone, kept = await new_post(app), await new_post(app)
-    for post in (gone, kept):
-        for variant in ("full", "thumbnail"):
-            await app.execute(
-                "insert into app.post_images (post_id, variant, width, height, bytes, format, url)"
-                " values ($1, $2, 1, 1, 1, 'webp', 'file:///x')",
-                post,
-                variant,
-            )
-    await app.execute("delete from app.posts where id = $1", gone)
-    assert [await app.fetchval("select app.delete_orphaned_images(1)") for _ in range(3)] == [1, 1, 0]
-    assert {row[0] for row in await app.fetch("select post_id from app.post_images")} == {kept}
 
 
 async def test_every_foreign_key_is_indexed(app: asyncpg.Connection) -> None:

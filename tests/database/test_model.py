@@ -206,14 +206,14 @@ class Life(RuleBasedStateMachine):
                 "update howdah.jobs set due_at = now() - interval '1 s' where id = $1 and due_at is not null", job.id
             )
         )
-        row = self.run(self.connection.fetchrow(SQL["make_ready"], 100))
+        row = self.run(self.connection.fetchrow(SQL["make_ready"], 100, None))
         assert row["promoted"] == 1
         job.later = False
 
     @precondition(lambda self: self.live())
     @rule()
     def nothing_is_due(self) -> None:
-        assert self.run(self.connection.fetchrow(SQL["make_ready"], 100))["promoted"] == 0
+        assert self.run(self.connection.fetchrow(SQL["make_ready"], 100, None))["promoted"] == 0
 
     # -- workers
 

@@ -37,6 +37,12 @@ CALLS = [
     ("pause", "mail"),
     ("resume", "mail"),
     ("stats",),
+    ("schedule", "list"),
+    ("schedule", "next", "nightly"),
+    ("schedule", "add", "nightly", "0 3 * * *", "work"),
+    ("schedule", "pause", "nightly"),
+    ("schedule", "resume", "nightly"),
+    ("schedule", "remove", "nightly"),
 ]
 
 
@@ -157,6 +163,33 @@ async def test_a_wrong_address_is_told_apart_from_a_database_that_is_away(
         ("enqueue work --many nowhere.jsonl", USAGE, "--many: 'nowhere.jsonl': No such file or directory"),
         ("pause", USAGE, "Missing argument 'QUEUE'"),
         ("pause a\nb", USAGE, "QUEUE: 'a\\nb' is no queue's name: one to 100 characters, none a control character"),
+        ("schedule nonsense", USAGE, "No such command 'nonsense' (see howdah schedule --help)"),
+        ("schedule pause", USAGE, "Missing argument 'NAME' (see howdah schedule pause --help)"),
+        ("schedule pause nightly", FAILED, "there is no schedule 'nightly' (howdah schedule list names them)"),
+        ("schedule resume nightly", FAILED, "there is no schedule 'nightly'"),
+        ("schedule remove nightly", FAILED, "there is no schedule 'nightly'"),
+        ("schedule next nightly", FAILED, "there is no schedule 'nightly' (howdah schedule list names them)"),
+        ("schedule next nightly --count 0", USAGE, "--count: 0 is not in the range"),
+        ("schedule next @daily", FAILED, "there is no schedule '@daily'"),
+        (
+            "schedule add nightly daily work",
+            USAGE,
+            "CRON: 'daily' is no cron expression: wrong number of fields; say minute",
+        ),
+        (
+            "schedule add nightly 60_*_*_*_* work",
+            USAGE,
+            "CRON: '60 * * * *' is no cron expression: bad minute; say minute",
+        ),
+        ("schedule next 0_0_30_2_*", USAGE, "'0 0 30 2 *' is no cron expression: bad day-of-month"),
+        (
+            "schedule add x 0_3_*_*_* work --time-zone Berlin",
+            USAGE,
+            "--time-zone: 'Berlin' is no time zone: say one such",
+        ),
+        ("schedule add x 0_3_*_*_* work --missed some", USAGE, "--missed: 'some' is not one of"),
+        ("schedule add x 0_3_*_*_* work [1]", USAGE, "PAYLOAD: must be a JSON object"),
+        ("schedule add x 0_3_*_*_* work --jitter 2d", FAILED, "jitter is 2 days (from nothing to a day)"),
         ("healthcheck --http-port many", USAGE, "--http-port: 'many' is not a valid integer range"),
         ("run --max-jobs 0", USAGE, "--max-jobs: 0 is not in the range"),
         ("run --queues mail:many", CONFIGURATION, "HOWDAH_QUEUES: 'mail:many' is not like mail:10"),
@@ -167,7 +200,11 @@ async def test_a_wrong_address_is_told_apart_from_a_database_that_is_away(
 async def test_wrong_use_is_one_line_that_says_what_to_do(
     database: Database, arguments: str, code: int, words: str
 ) -> None:
-    found, line = await complains(database.url, *arguments.split(" "))
+    # In one argument a blank is written as _.
+    found, line = await complains(
+        database.url,
+        *(word.replace("_", " ") if "_*" in word else word for word in arguments.split(" ")),
+    )
     assert (found, line[: len(words)]) == (code, words)
 
 

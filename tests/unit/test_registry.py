@@ -9,12 +9,16 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 import howdah.registry
-from howdah import Job, handler
+from howdah import Job, Schedule, handler
 from howdah.errors import HandlersError, PayloadError
 from howdah.registry import Registry
 
 if TYPE_CHECKING:
     from decimal import Decimal
+
+
+class Days(BaseModel):
+    days: int = 30
 
 
 class Order(BaseModel):
@@ -162,3 +166,43 @@ def test_a_plain_function_has_no_transaction_and_must_take_its_job() -> None:
         handler("odd", transaction=True)(lambda job: None)  # noqa: ARG005
     with pytest.raises(HandlersError, match="first argument"):
         handler("odd")(lambda: None)
+
+
+def test_a_schedule_is_told_to_the_database_as_it_was_declared(registry: Registry) -> None:
+    @handler("plain", schedule="0 3 * * *")
+    async def plain(job: Job[Days]) -> None: ...
+
+    @handler("whole", schedule=Schedule("0 3 * * 1", Days(days=7), "Europe/Berlin", "all", "skip", 60))
+    async def whole(job: Job[Days]) -> None: ...
+
+    @handler("none")
+    async def none(job: Job[Days]) -> None: ...
+
+    told = {kind["name"]: kind["schedule"] for kind in registry.registrations()}
+    common = {"time_zone": "UTC", "missed": "one", "overlap": "allow", "jitter": 0.0}
+    assert told["plain"] == {"cron": "0 3 * * *", "payload": {}, **common}
+    berlin = {"time_zone": "Europe/Berlin", "missed": "all", "overlap": "skip", "jitter": 60}
+    assert told["whole"] == {"cron": "0 3 * * 1", "payload": {"days": 7}, **berlin}
+    assert told["none"] is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ("0 3 * *", r"order: schedule: '0 3 \* \*' is no cron expression: wrong number of fields; say minute"),
+        (Schedule("0 3 * * *", time_zone="Berlin"), "order: schedule: 'Berlin' is no time zone"),
+        (Schedule("0 3 * * *", missed="some"), "order: schedule: missed is 'some': say skip, one or all"),  # type: ignore[arg-type]
+        ("0 3 * * *", "order: schedule: number: Field required; give the field a default"),
+        (Schedule("0 3 * * *", {"number": 1, "price": "x", "name": ""}), "order: schedule: price: "),
+        (Schedule("0 3 * * *", {"number": object()}), "order: schedule: payload is not JSON"),
+    ],
+)
+def test_a_schedule_that_could_not_fire_is_refused_where_it_is_declared(
+    registry: Registry, schedule: str | Schedule, words: str
+) -> None:
+    with pytest.raises(HandlersError, match=words):
+
+        @handler("order", schedule=schedule)
+        async def order(job: Job[Order]) -> None: ...
+
+    assert registry.kinds == []

@@ -24,6 +24,7 @@ COMMANDS = {
     "pause": ("howdah.cli.queueing", "Let no worker claim from a queue."),
     "resume": ("howdah.cli.queueing", "Let a queue be claimed again."),
     "limit": ("howdah.cli.limiting", "List, set and remove limits: how many may run at once, or start in a second."),
+    "schedule": ("howdah.cli.scheduling", "Jobs that are made by themselves: list, add, pause, resume, remove, next."),
     "stats": ("howdah.cli.queueing", "Count live jobs by queue, kind and state."),
     "doctor": ("howdah.doctor.command", "Look at everything that is known to go wrong, and say what to do."),
     "top": ("howdah.top.command", "Watch queues, workers and running jobs."),

@@ -145,7 +145,7 @@ def enqueue(
 
 
 async def _enqueue(connection: asyncpg.Connection, arguments: list[Any]) -> asyncpg.Record:
-    connection.add_log_listener(_say_notice)
+    connection.add_log_listener(say_notice)
     row = await connection.fetchrow(SQL["enqueue_job"], *arguments)
     if row is None:
         raise HowdahError("enqueue gave no row")
@@ -217,7 +217,8 @@ def _say_many(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     click.echo(f"enqueued {counted(len(rows) - there, 'job')}{f'; {there:,} were there already' if there else ''}")
 
 
-def _say_notice(_connection: Any, message: asyncpg.PostgresLogMessage) -> None:
+def say_notice(_connection: Any, message: asyncpg.PostgresLogMessage) -> None:
+    """Print what the database noticed, such as a kind that it does not know."""
     if message.severity in {"NOTICE", "WARNING"}:
         click.echo(one_line(f"howdah: {str(message.message).removeprefix('howdah: ')}"), err=True)
 

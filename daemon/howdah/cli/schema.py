@@ -15,6 +15,7 @@ import click
 from howdah.cli.failures import FAILED
 from howdah.cli.options import database_option, embedded_option, handlers_option
 from howdah.cli.session import database_url, on_embedded, with_connection
+from howdah.cli.words import one_line
 from howdah.config import Config, load_config
 from howdah.errors import SchemaError
 from howdah.migrate import migrate as apply_migrations
@@ -70,7 +71,9 @@ def register(**flags: Any) -> None:
     config = load_config(**flags)
     database_url(config)
     registry = load(config.handlers)
-    with_connection("register", flags, _register, registry)
+    for name in with_connection("register", flags, _register, registry):
+        says = f"schedule {name} was made by hand, so the one that its handler declares is not used"
+        click.echo(one_line(f"howdah: {says} (howdah schedule remove {name}, then howdah register)"), err=True)
     click.echo(f"registered {', '.join(registry.kinds)}")
 
 
@@ -109,11 +112,13 @@ def _script(config: Config, flags: dict[str, Any], app: Path | None, *, roles: b
     return with_connection("migrate", flags, partial(migration_script, app=app, roles=roles))
 
 
-async def _register(connection: asyncpg.Connection, registry: Registry) -> None:
+async def _register(connection: asyncpg.Connection, registry: Registry) -> list[str]:
+    """Register kinds and schedules; gives the names of declared schedules that are not used."""
     try:
-        await connection.execute(SQL["register"], registry.registrations(), registry.revision())
+        row = await connection.fetchrow(SQL["register"], registry.registrations(), registry.revision())
     except asyncpg.InvalidSchemaNameError:
         raise SchemaError("the database has no howdah schema: run howdah migrate") from None
+    return list(row["taken"]) if row is not None else []
 
 
 def _known_kinds(config: Config) -> list[str]:

@@ -168,6 +168,26 @@ def stats_table(rows: Sequence[Row], paused: Mapping[str, Any], deaths: Mapping[
     return table
 
 
+def schedules_table(rows: Sequence[Row]) -> Table:
+    """Make the listing of schedules: a line each."""
+    table = _table("schedule", "cron", "time zone", "kind", "next", "last", "fired", "missed", "by")
+    for column in table.columns[6:8]:
+        column.justify = "right"
+    for row in rows:
+        if row["paused_at"] is not None:
+            comes = Text(f"paused {ago(row['paused_at'], row['asked_at'])}", style="yellow")
+        elif row["problem"]:
+            comes = Text("never: see below", style="bold red")
+        else:
+            comes = Text(ago(row["next_at"], row["asked_at"]) or "soon")
+        last = f"job {row['last_job']}, {ago(row['last_at'], row['asked_at'])}" if row["last_job"] else "·"
+        fields = (row["name"], row["cron"], row["time_zone"], row["kind"])
+        counts = (_count(row["fired"]), _count(row["missed_slots"]))
+        by = "handler" if row["declared"] else "hand"
+        table.add_row(*map(_text, fields), comes, Text(last), *counts, Text(by, style="bright_black"))
+    return table
+
+
 def when(row: Row) -> str:
     """Say the one time that matters in a job's state."""
     now: datetime = row["asked_at"]

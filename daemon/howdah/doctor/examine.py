@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from howdah.database import connected
-from howdah.doctor import schema, server, wire, work
+from howdah.doctor import schedules, schema, server, wire, work
 from howdah.doctor.finding import Finding, fail, unseen
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ EXAMINATIONS: dict[str, Examination] = {
     "paused": work.examine_paused,
     "queues": work.examine_ready,
     "orphans": work.examine_orphans,
+    "schedules": schedules.examine_schedules,
     "stuck": work.examine_stuck,
     "dead": work.examine_dead,
 }

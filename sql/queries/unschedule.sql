@@ -1,0 +1,2 @@
+-- Takes schedule $1 away.
+select howdah.unschedule($1)
