@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import pytest
 from support.auth_server import FaultyAuthServer
 from support.eventually import aeventually
 from support.facts import is_empty
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from conftest import StartApp
 
     Connect = Callable[[], Awaitable[asyncpg.Connection]]
+
+pytestmark = pytest.mark.faults
 
 PASSWORD = "a password"
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from howdah.testing.databases import Database
 
+pytestmark = pytest.mark.faults
+
 DOCUMENTS, AT_ONCE = 3, 4
 
 

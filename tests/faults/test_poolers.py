@@ -8,7 +8,9 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -20,7 +22,6 @@ from support.jobs import enqueue, enqueue_many
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from conftest import StartDaemon
     from support.cluster import Database
@@ -99,15 +100,13 @@ def _exists(user: str) -> bool:
 
 
 @pytest.fixture
-async def pooler(
-    database: Database, connection: asyncpg.Connection, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[str]:
+async def pooler(database: Database, connection: asyncpg.Connection) -> AsyncIterator[str]:
     await connection.execute("create table public.effects (job bigint)")
-    folder = tmp_path_factory.mktemp("pgbouncer")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o711)  # PgBouncer runs as another user
-    async with pgbouncer(database, folder) as address:
-        yield address
+    # Not below pytest's own folder, which PgBouncer's user may not walk through.
+    with tempfile.TemporaryDirectory(prefix="howdah-pgbouncer-") as folder:
+        Path(folder).chmod(0o711)  # noqa: ASYNC240
+        async with pgbouncer(database, Path(folder)) as address:
+            yield address
 
 
 async def work_through(connection: asyncpg.Connection) -> None:

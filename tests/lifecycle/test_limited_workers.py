@@ -6,6 +6,7 @@ import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from support.eventually import aeventually
 from support.facts import RECORD, end_of, has_ended, is_empty, make_runs, running, runs
 from support.jobs import enqueue, enqueue_many
@@ -13,6 +14,8 @@ from support.jobs import enqueue, enqueue_many
 if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
+
+pytestmark = pytest.mark.faults
 
 #: When a slot was given back, by the database's clock.
 FREED = """

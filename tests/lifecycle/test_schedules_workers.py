@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import pytest
 from support.eventually import aeventually
 from support.jobs import enqueue
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from conftest import StartDaemon
     from support.cluster import Database
     from support.daemon import Daemon
+
+pytestmark = pytest.mark.faults
 
 HANDLERS = """
 from howdah import Schedule
