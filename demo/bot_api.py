@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class BotApi:
     def most_in_a_second(self, token: str | None = None) -> int:
         """Give the largest number of requests (of one bot) in any second, wherever it begins."""
         times = [request.at for request in self.requests if token is None or request.token == token]
-        return max((place + 1 - bisect_left(times, at - 1.0) for place, at in enumerate(times)), default=0)
+        return max((place + 1 - bisect_right(times, at - 1.0) for place, at in enumerate(times)), default=0)
 
     # -- the protocol
 
@@ -96,7 +96,7 @@ class BotApi:
         chat_id, text = str(asked.get("chat_id", "")), str(asked.get("text", ""))
         act = self.acts[chat_id].popleft() if self.acts[chat_id] else None
         status, answer = self._judge(at, token, chat_id, text, act)
-        delivered = status == 200 or act in {Act.GATEWAY, Act.HOLD, Act.CUT}  # noqa: PLR6201
+        delivered = status == 200 or act in {Act.GATEWAY, Act.HOLD, Act.CUT}
         self.requests.append(Request(at, token, chat_id, text, status, delivered))
         if self.latency:
             await asyncio.sleep(self.latency)
@@ -121,22 +121,25 @@ class BotApi:
         if len(times) >= self.rate or act is Act.FLOOD:
             return _refusal(429, f"Too Many Requests: retry after {self.retry_after}", retry_after=self.retry_after)
         times.append(at)
-        if act is Act.BREAK or act is Act.DROP:
-            return _refusal(500, "Internal Server Error")
-        if act is Act.ECHO:
-            return _refusal(500, f"Internal Server Error at /bot{token}/sendMessage")
-        if act is Act.GATEWAY:
-            return 504, "<html><h1>504 Gateway Time-out</h1></html>"
+        if act is not None and act in _ANSWERS:
+            status, answer = _ANSWERS[act]
+            return status, answer.format(token=token)
         if chat_id in self.missing:
             return _refusal(400, "Bad Request: chat not found")
         if chat_id in self.blocked:
             return _refusal(403, "Forbidden: bot was blocked by the user")
-        if not text:
-            return _refusal(400, "Bad Request: message text is empty")
         return 200, {
             "ok": True,
             "result": {"message_id": len(self.requests) + 1, "chat": {"id": chat_id}, "text": text},
         }
+
+
+_ANSWERS = {
+    Act.BREAK: (500, "<html><h1>500 Internal Server Error</h1></html>"),
+    Act.DROP: (500, ""),
+    Act.ECHO: (500, '{{"ok": false, "description": "Internal Server Error at /bot{token}/sendMessage"}}'),
+    Act.GATEWAY: (504, "<html><h1>504 Gateway Time-out</h1></html>"),
+}
 
 
 def _refusal(status: int, description: str, **parameters: float) -> tuple[int, dict[str, Any]]:
