@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import aiohttp
 import pytest
-from demo.bot_api import Act, BotApi
 from support.eventually import aeventually
 
-from handlers import telegram as module
-from handlers.settings import settings
-from handlers.telegram import Later, NotSent, Refused, Sent, Telegram, Unknown, telegram
+from demo.bot_api import Act, BotApi
+from handlers.telegram import Later, NotSent, Refused, Sent, Telegram, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from handlers.telegram import Outcome
 
 TOKEN = "123456:CANARY-token_of-the-bot"
 
 
 @pytest.fixture
-async def bot() -> AsyncIterator[BotApi]:
-    async with BotApi().running() as bot:
-        yield bot
+def client(bot_client: Telegram) -> Telegram:
+    return bot_client
 
 
-@pytest.fixture
-async def client(bot: BotApi, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Telegram]:
-    monkeypatch.setenv("APP_TELEGRAM_URL", bot.url)
-    monkeypatch.setenv("APP_TELEGRAM_TIMEOUT", "0.3")
-    settings.cache_clear()
-    async with asynccontextmanager(telegram)() as client:
-        yield client
-    settings.cache_clear()
-
-
-async def send(client: Telegram, chat: str = "7") -> module.Outcome:
+async def send(client: Telegram, chat: str = "7") -> Outcome:
     return await client.send_message(TOKEN, chat, "Hello")
 
 
@@ -97,9 +82,19 @@ async def test_no_outcome_holds_the_token_not_even_if_the_server_says_it(bot: Bo
     assert isinstance(outcomes[0], NotSent)
     assert outcomes[0].reason == "500 Internal Server Error at /bot***/sendMessage"
     assert not any("CANARY" in repr(outcome) for outcome in outcomes)
-    # Such as these are what aiohttp would say.
-    with pytest.raises(aiohttp.InvalidURL, match="CANARY"):
-        await client._session.post(f"nowhere:/bot{TOKEN}/sendMessage")
+
+
+async def test_an_answer_that_is_no_http_leaves_it_unknown_and_the_address_unsaid(client: Telegram) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 two hundred\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(babble, "127.0.0.1") as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        outcome = await send(Telegram(client._session, address))
+    # Its text would be: 400, message='Bad status line …', url='http://…/bot123456:…'
+    assert outcome == Unknown("ClientResponseError after the request was sent")
 
 
 async def test_a_token_with_a_slash_goes_nowhere_else(bot: BotApi, client: Telegram) -> None:
