@@ -80,9 +80,13 @@ async def _give_up(job: Job[StartCampaign], reason: str) -> Discard:
     """Write down why nothing can be sent. On a connection of its own, for the job's transaction is undone with it."""
     async with job.connection() as connection:
         await connection.execute(
-            "update app.campaigns set status = 'failed', error = $2 where id = $1 and status in ('draft', 'starting')",
+            """with given_up as (
+                 update app.campaigns set status = 'failed', error = $2 where id = $1 and status in ('draft', 'starting') returning id)
+               insert into app.audit_log (actor, action, subject, details)
+               select $3, 'campaign_failed', 'campaign:' || g.id, jsonb_build_object('reason', $2::text) from given_up g""",
             job.payload.campaign_id,
             reason,
+            job.payload.started_by,
         )
     return Discard(reason)
 
@@ -97,7 +101,7 @@ class TelegramError(Exception):
     """The Bot API did not take a message, and may when it is asked again."""
 
 
-@handler("send_message", timeout=60, max_attempts=8)
+@handler("send_message", timeout=90, max_attempts=8)
 async def send_message(job: Job[SendMessage]) -> dict[str, Any] | Cancel | Snooze:
     """Send one message and write down what came of it. Every attempt has passed the limits, so it asks the server once."""
     outcome = await _seen_through(_deliver(job))

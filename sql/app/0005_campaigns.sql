@@ -5,10 +5,6 @@
 -- (app.begin_message), sends, and writes down what came of it (app.end_message). What its job cannot write any more, because it
 -- died or was cancelled, the job behind the batch of all of them does (app.finish_campaign).
 
--- STUB until the engine has limits.
-create function howdah.set_limit(name text, concurrency int default null, rate float8 default null, burst int default null) returns void language sql as 'select';
-create function howdah.remove_limit(name text) returns void language sql as 'select';
-
 -- A bot. The token is a secret, and an error of a constraint shows the whole row: what is wrong with one is found by a trigger.
 create table app.channels (
   id              uuid        primary key default gen_random_uuid(),
@@ -189,7 +185,7 @@ end $$;
 
 -- The limits that a message keeps.
 create function app.message_limits(channel_id uuid, chat_id text) returns text[] language sql immutable as $$
-select null::text[] $$; -- STUB array['channel:' || channel_id, 'chat:' || chat_id]
+select array['channel:' || channel_id, 'chat:' || chat_id] $$;
 
 -- Lets the messages of a campaign go, which have all been written: a job for each, and one behind all of them. Gives the counts, or
 -- null if somebody has cancelled it meanwhile. The job rows come last: until then nobody waits for long.
