@@ -91,12 +91,10 @@ from app.campaigns c left join app.messages m on m.campaign_id = c.id
 group by c.id;
 
 -- A channel's limit follows its row. Before the row's own constraints, which would show the token.
--- In no second may more arrive than the rate, so one at a time is let go; only a rate that this could not keep up with gets a burst, and
--- that is taken off the rate: once for itself, and once for what is late on its way.
+-- The limit is nine tenths of the rate, and one message at a time where that keeps up: what leaves evenly arrives unevenly, and in no
+-- second may more arrive than the rate.
 create function app.channel_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  burst int;
 begin
   if tg_op = 'DELETE' then
     perform howdah.remove_limit('channel:' || old.id);
@@ -112,8 +110,7 @@ begin
       hint = 'more than nothing, at most 10000';
   end if;
   if tg_op = 'INSERT' or new.rate_per_second <> old.rate_per_second then
-    burst := ceil(new.rate_per_second / 50);
-    perform howdah.set_limit('channel:' || new.id, rate => new.rate_per_second - 2 * (burst - 1), burst => burst);
+    perform howdah.set_limit('channel:' || new.id, rate => 0.9 * new.rate_per_second, burst => ceil(new.rate_per_second / 50)::int);
   end if;
   return new;
 end $$;

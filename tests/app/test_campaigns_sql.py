@@ -26,15 +26,12 @@ TOKEN = "123456:CANARY-token_of-the-bot"
 
 async def test_a_channels_limit_follows_its_row(connection: asyncpg.Connection) -> None:
     channel = await new_channel(connection, rate=30)
-    assert await rate_of(connection, f"channel:{channel}") == 30
-    await connection.execute("update app.channels set rate_per_second = 0.5 where id = $1", channel)
-    assert await rate_of(connection, f"channel:{channel}") == 0.5
-    # Four at once, and what was late: still no second in which more than 200 arrive.
+    assert await limit_of(connection, f"channel:{channel}") == (27, 1)
     await connection.execute("update app.channels set rate_per_second = 200 where id = $1", channel)
-    assert await rate_of(connection, f"channel:{channel}") == 194
+    assert await limit_of(connection, f"channel:{channel}") == (180, 4)
     await connection.execute("delete from app.channels where id = $1", channel)
-    assert await rate_of(connection, f"channel:{channel}") is None
-    assert await rate_of(connection, "chat:*") == 1
+    assert await limit_of(connection, f"channel:{channel}") is None
+    assert await limit_of(connection, "chat:*") == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +339,7 @@ async def finish(connection: asyncpg.Connection, campaign: UUID) -> tuple[str, d
     return counts.pop("status"), {name: number for name, number in counts.items() if number or name == "total"}
 
 
-async def rate_of(connection: asyncpg.Connection, limit: str) -> float | None:
-    rate: float | None = await connection.fetchval("select rate from howdah.limits where name = $1", limit)
-    return rate
+async def limit_of(connection: asyncpg.Connection, name: str) -> tuple[float, int] | None:
+    """Give a limit's rate and burst."""
+    row = await connection.fetchrow("select rate, burst from howdah.limits where name = $1", name)
+    return tuple(row) if row else None
