@@ -147,6 +147,42 @@ async def test_a_campaign_cancelled_half_way_sends_no_more_and_its_counts_are_tr
     assert (await start(connection, campaign))["reason"] == "cancelled"
 
 
+async def test_an_answer_that_comes_while_the_database_hangs_up_is_not_forgotten(
+    connection: asyncpg.Connection, bot: BotApi, daemon: StartApp
+) -> None:
+    campaign = await new_campaign(connection, {"a": {"name": "Ada"}})
+    bot.acts["a"].append(Act.HOLD)
+    await daemon(APP_TELEGRAM_TIMEOUT=20)
+    await start(connection, campaign)
+    await aeventually(lambda: bot.holding)
+    hung_up = await connection.fetchval(
+        "select count(*) filter (where pg_terminate_backend(pid, 5000)) from pg_stat_activity where application_name = 'howdah handler'"
+        " and datname = current_database()"
+    )
+    assert hung_up > 0
+    bot.released.set()
+    ended = await end_of(connection, campaign)
+    assert (counts(ended)["sent"], counts(ended)["repeated"]) == (1, 0)
+    assert [request.chat_id for request in bot.requests] == ["a"]
+
+
+@pytest.mark.long
+async def test_a_channel_that_is_set_too_fast_is_calmed_by_the_server_and_loses_nobody(
+    connection: asyncpg.Connection, bot: BotApi, daemon: StartApp
+) -> None:
+    bot.rate = 20
+    chats = {f"chat{number}": {"name": number} for number in range(100)}
+    campaign = await new_campaign(connection, chats, rate=60)
+    await asyncio.gather(daemon(), daemon())
+    await start(connection, campaign)
+    ended = await end_of(connection, campaign, 60)
+    assert counts(ended) == {"total": 100, "sent": 100, "failed": 0, "unknown": 0, "cancelled": 0, "repeated": 0}
+    assert bot.delivered == dict.fromkeys(chats, 1)
+    refused = [request for request in bot.requests if request.status == 429]
+    print(json.dumps({"asked": len(bot.requests), "refused": len(refused)}))  # noqa: T201
+    assert 0 < len(refused) < 50
+
+
 async def test_a_killed_worker_costs_at_most_the_messages_on_the_wire_twice_and_the_rate_is_kept(
     connection: asyncpg.Connection, bot: BotApi, daemon: StartApp
 ) -> None:
