@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 from pydantic import BaseModel
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import retry, stop_after_delay, wait_random_exponential
 
 from handlers.rendering import BadTemplateError, Template, Text
 from handlers.telegram import Later, NotSent, Outcome, Refused, Sent, Unknown
@@ -135,13 +135,8 @@ async def _deliver(job: Job[SendMessage]) -> Outcome | Cancel:
             return Cancel(f"there is nothing to send: {other}")
 
 
-# What has been sent must not be sent again because the database was away for a moment.
-@retry(
-    retry=retry_if_exception_type((OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)),
-    stop=stop_after_delay(15),
-    wait=wait_random_exponential(0.1, max=2),
-    reraise=True,
-)
+# Whatever keeps the answer from being written, such as a database that is away for a moment: giving up means that it is sent again.
+@retry(stop=stop_after_delay(15), wait=wait_random_exponential(0.1, max=2), reraise=True)
 async def _write_down(job: Job[SendMessage], outcome: Outcome) -> None:
     status, external_id, error = _row(outcome)
     if isinstance(outcome, NotSent) and job.attempt >= job.max_attempts:
