@@ -43,7 +43,7 @@ async def start_campaign(job: Job[StartCampaign], connection: asyncpg.Connection
     except BadTemplateError as error:
         return await _give_up(job, str(error))
     counts = await connection.fetchval("select app.release_campaign($1, $2)", campaign_id, job.payload.started_by)
-    return Cancel("the campaign was cancelled") if counts is None else {"started": True, **counts}
+    return Cancel("somebody has started or cancelled it meanwhile") if counts is None else {"started": True, **counts}
 
 
 async def _write_messages(

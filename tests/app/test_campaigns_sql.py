@@ -242,6 +242,17 @@ async def test_the_end_writes_what_dead_and_cancelled_jobs_could_not(connection:
     ]
 
 
+async def test_a_campaign_whose_jobs_somebody_cancels_by_their_subject_ends_with_true_counts(
+    connection: asyncpg.Connection,
+) -> None:
+    campaign = await running_campaign(connection, chats=3)
+    assert await connection.fetchval("select howdah.cancel_subject($1, 'Ada', 'enough')", f"campaign:{campaign}") == 3
+    assert await connection.fetchval("select seen from howdah.settle()") == 1
+    assert len(await claim(connection, kinds=["finish_campaign"])) == 1
+    assert await finish(connection, campaign) == ("completed", {"total": 3, "cancelled": 3})
+    assert await connection.fetchval("select array_agg(distinct error) from app.messages") == ["enough"]
+
+
 async def test_a_campaign_ends_once(connection: asyncpg.Connection) -> None:
     campaign = await running_campaign(connection)
     await end_message(connection, await only_message(connection), "sent", external_id="7")
