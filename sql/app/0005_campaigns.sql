@@ -110,7 +110,7 @@ begin
       hint = 'more than nothing, at most 10000';
   end if;
   if tg_op = 'INSERT' or new.rate_per_second <> old.rate_per_second then
-    perform howdah.set_limit('channel:' || new.id, rate => 0.9 * new.rate_per_second, burst => ceil(new.rate_per_second / 50)::int);
+    perform howdah.set_limit('channel:' || new.id, rate => 0.9 * new.rate_per_second, burst => ceil(new.rate_per_second / 100)::int);
   end if;
   return new;
 end $$;
