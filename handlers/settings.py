@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     chat_token: SecretStr | None = None
 
     #: The Telegram Bot API's address, and the seconds that one call to it may take.
-    telegram_url: str = "https://api.telegram.org"
+    telegram_url: Annotated[str, Field(pattern="^https?://")] = "https://api.telegram.org"
     telegram_timeout: Annotated[float, Field(gt=0, le=50)] = 10.0
 
 
