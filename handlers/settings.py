@@ -51,8 +51,9 @@ class Settings(BaseSettings):
     chat_model: str = "default"
     chat_token: SecretStr | None = None
 
-    #: The Telegram Bot API's address.
-    telegram_url: str = "https://api.telegram.org"
+    #: The Telegram Bot API's address, and the seconds that one call to it may take.
+    telegram_url: Annotated[str, Field(pattern="^https?://")] = "https://api.telegram.org"
+    telegram_timeout: Annotated[float, Field(gt=0, le=50)] = 10.0
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,11 +13,16 @@ import pytest
 from support.daemon import Daemon
 from support.logins import login
 
+from demo.bot_api import BotApi
+from handlers.settings import settings
+from handlers.telegram import telegram
 from howdah.migrate import migrate
 from howdah.testing.databases import Database, clone, cloned, drop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from handlers.telegram import Telegram
 
 REPOSITORY = Path(__file__).parents[2]
 APP = REPOSITORY / "sql" / "app"
@@ -86,3 +92,21 @@ async def app_daemon(database: Database, handlers_url: str, tmp_path: Path) -> A
     yield start
     for daemon in daemons:
         daemon.reap()
+
+
+@pytest.fixture
+async def bot() -> AsyncIterator[BotApi]:
+    """A Bot API server on loopback."""
+    async with BotApi().running() as bot:
+        yield bot
+
+
+@pytest.fixture
+async def bot_client(bot: BotApi, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Telegram]:
+    """The handlers' client of that server, with little patience."""
+    monkeypatch.setenv("APP_TELEGRAM_URL", bot.url)
+    monkeypatch.setenv("APP_TELEGRAM_TIMEOUT", "0.3")
+    settings.cache_clear()
+    async with asynccontextmanager(telegram)() as client:
+        yield client
+    settings.cache_clear()
