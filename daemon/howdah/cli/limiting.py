@@ -22,6 +22,11 @@ def limit() -> None:
 
     A limit is named as jobs name it (enqueue --limits api), or is a pattern such as chat:*, which holds for each such name by itself.
     kind:NAME and queue:NAME hold for all jobs of a kind or a queue.
+
+    \b
+    howdah limit list
+    howdah limit set 'chat:*' --rate 1
+    howdah limit set kind:render --concurrency 2
     """
 
 
