@@ -184,6 +184,7 @@ async def test_a_channel_that_is_set_too_fast_is_calmed_by_the_server_and_loses_
     assert 0 < len(refused) < 50
 
 
+@pytest.mark.faults
 async def test_a_killed_worker_costs_at_most_the_messages_on_the_wire_twice_and_the_rate_is_kept(
     connection: asyncpg.Connection, bot: BotApi, daemon: StartApp
 ) -> None:

@@ -215,6 +215,7 @@ async def test_a_course_that_is_deleted_under_its_jobs_leaves_them_cancelled_wit
     assert tuple(told) == ("cancelled", f"course {course} is gone")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "killed_at",
     [{"summarize_document"}, pytest.param(set(KINDS), marks=pytest.mark.long)],

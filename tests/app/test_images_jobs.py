@@ -112,6 +112,7 @@ async def test_good_pictures_are_shown_and_bad_ones_end_with_a_reason_and_cost_t
     assert len(children_of(worker)) == 0
 
 
+@pytest.mark.faults
 async def test_a_worker_killed_between_the_file_and_the_row_leaves_nothing_that_nobody_finds(
     connection: asyncpg.Connection, connect: Connect, site: Web, daemon: StartDaemon, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ async def test_a_title_or_an_address_that_would_write_headers_is_refused(
     assert mails.connections == 0
 
 
+@pytest.mark.faults
 async def test_a_worker_killed_while_it_tells_somebody_tells_nobody_twice_without_saying_that_it_is_the_same(
     connection: asyncpg.Connection, app_daemon: StartApp, mails: FaultyMailServer, hook: Hook
 ) -> None:

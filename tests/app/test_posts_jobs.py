@@ -67,6 +67,7 @@ async def test_a_steady_stream_of_likes_is_counted_once_per_delay_while_it_lasts
     assert await likes(app, post, likes_given)
 
 
+@pytest.mark.faults
 async def test_a_count_that_died_with_its_worker_is_made_by_another(
     app: asyncpg.Connection, connect: Connect, daemon: StartDaemon
 ) -> None:

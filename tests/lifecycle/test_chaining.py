@@ -245,6 +245,7 @@ async def link(job: Job) -> Any:
 """
 
 
+@pytest.mark.faults
 async def test_a_chain_whose_workers_are_killed_at_each_point_has_each_link_exactly_once(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:
@@ -275,6 +276,7 @@ async def has_link(connection: asyncpg.Connection, n: int) -> bool:
     )
 
 
+@pytest.mark.faults
 async def test_a_chain_over_a_wire_that_loses_answers_has_each_link_exactly_once(
     daemon: StartDaemon, connection: asyncpg.Connection, database: Database
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import pytest
 from support.eventually import aeventually
 from support.facts import state_of
 from support.proxy import proxied
@@ -82,6 +83,7 @@ async def test_many_waits_hear_of_many_ends(daemon: StartDaemon, database: Datab
     assert [status.result["echo"]["n"] for status in ended] == list(range(1000))
 
 
+@pytest.mark.faults
 async def test_a_wait_outlives_the_worker_that_had_the_job(
     daemon: StartDaemon, database: Database, connection: asyncpg.Connection
 ) -> None:
@@ -101,6 +103,7 @@ async def test_a_wait_outlives_the_worker_that_had_the_job(
     assert (status.state, status.worker) == ("completed", second.worker)
 
 
+@pytest.mark.faults
 async def test_a_wait_outlives_a_restart_of_the_server(tmp_path: Path) -> None:
     with EmbeddedPostgres(tmp_path / "data", settings=FAST) as server:
         async with connected(server.url()) as connection:

@@ -8,6 +8,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 from support.checker import JOURNAL, Checker
 from support.eventually import aeventually
 from support.facts import end_of, is_empty
@@ -66,6 +67,7 @@ async def work(job: Job) -> None:
     await checker.check(drained=False)
 
 
+@pytest.mark.faults
 async def test_no_handler_can_outlive_the_hard_deadline_and_no_job_is_counted_for_it(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from support.eventually import aeventually
 from support.facts import end_of, has_ended
 from support.jobs import enqueue, live
@@ -44,6 +45,7 @@ async def kept(connection: asyncpg.Connection, job: int) -> dict[str, object]:
     return dict(await connection.fetch("select name, result from howdah.steps where job_id = $1", job))
 
 
+@pytest.mark.faults
 async def test_a_step_runs_once_although_its_worker_is_killed_after_it_and_the_job_runs_twice(
     daemon: StartDaemon, connection: asyncpg.Connection, database: Database
 ) -> None:

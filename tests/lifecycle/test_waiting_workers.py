@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from support.checker import JOURNAL, Checker
 from support.daemon import howdah, write_handlers
 from support.eventually import aeventually
@@ -46,6 +47,7 @@ async def deaf(job: Job) -> None:
 NEVER = 60
 
 
+@pytest.mark.faults
 async def test_a_diamond_and_a_chain_run_in_order_though_a_worker_is_killed_in_the_middle(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:
@@ -72,6 +74,7 @@ async def test_a_diamond_and_a_chain_run_in_order_though_a_worker_is_killed_in_t
     await checker.check()
 
 
+@pytest.mark.faults
 async def test_the_job_behind_a_batch_runs_once_though_a_worker_is_killed_and_members_join(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:

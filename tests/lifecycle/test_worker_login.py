@@ -185,6 +185,7 @@ async def test_a_mere_worker_lives_through_all_that_can_come_of_a_job(
     assert has_complained(running) == []
 
 
+@pytest.mark.faults
 async def test_a_mere_worker_takes_back_the_jobs_of_one_that_was_killed(
     daemon: StartDaemon, app: asyncpg.Connection, worker: Database, tmp_path: Path
 ) -> None:
