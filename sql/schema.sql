@@ -1270,8 +1270,9 @@ begin
   if ids is null then return '{}'; end if;
   select array_agg(f.id) into mine from (select j.id from howdah.jobs j where j.id = any (resolve.ids) order by j.id for update skip locked) f;
   delete from howdah.dependencies d where d.job_id = any (mine) and (d.outcome = 'completed' or d.outcome is not null and not d.required);
+  -- What completes from here on is marked by others, who do not wait for us: it is no loss, and is dealt with by the next look.
   for lost in select distinct on (d.job_id) d.job_id, d.depends_on, d.outcome from howdah.dependencies d
-              where d.job_id = any (mine) and d.outcome is not null order by d.job_id, d.depends_on loop
+              where d.job_id = any (mine) and d.required and d.outcome <> 'completed' order by d.job_id, d.depends_on loop
     delete from howdah.jobs j where j.id = lost.job_id and j.lease is null returning j.* into gone;
     if found then
       perform howdah.bury_cancelled(gone, 'howdah', format('it depends on job %s, which is %s', lost.depends_on, lost.outcome));

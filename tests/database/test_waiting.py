@@ -268,6 +268,30 @@ async def test_no_ack_waits_for_the_open_cancellation_of_another_dependency(
     assert await connection.fetchval("select count(*) from howdah.dependencies") == 0
 
 
+async def test_what_completes_while_a_dependent_is_looked_at_is_no_loss(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    """Two acks at once: the second marks its dependency while the first is between its looks at the dependent."""
+    first, second = await enqueue(connection), await enqueue(connection)
+    dependent = await enqueue(connection, depends_on=[first, second])
+    held = {job.id: job for job in await claim(connection)}
+    await connection.execute(
+        """create function public.linger() returns trigger language plpgsql as $$
+        begin perform pg_advisory_xact_lock(42); return old; end $$;
+        create trigger linger before delete on howdah.dependencies for each row execute function public.linger()"""
+    )
+    door, other = await connect(), await connect()
+    await door.execute("select pg_advisory_lock(42)")
+    acking = asyncio.create_task(ack(connection, completed(held[first])))
+    pid = connection.get_server_pid()
+    await aeventually(lambda: waits_for_lock(door, pid))
+    assert await ack(other, completed(held[second])) == {second}
+    await door.execute("select pg_advisory_unlock(42)")
+    assert await acking == {first}
+    await settle(connection)
+    assert await state(connection, dependent) == "ready"
+
+
 @pytest.mark.parametrize("keep", [True, False])
 async def test_a_job_for_which_thousands_wait_is_acked_at_once_and_all_of_them_are_told(
     connection: asyncpg.Connection, keep: Any
