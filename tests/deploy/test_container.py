@@ -78,6 +78,7 @@ def daemon(image: str, server: EmbeddedPostgres, tmp_path: Path, **settings: str
             "HOWDAH_DATABASE_URL": server.url(),
             "HOWDAH_HTTP_PORT": str(PORT),
             "HOWDAH_HANDLERS": "handlers,probe",
+            "APP_STORAGE_URL": "file:///dev/shm/files",  # nothing else can be written
             **settings,
         },
         options=("-v", f"{tmp_path}/probe.py:/app/probe.py:ro"),
