@@ -23,6 +23,7 @@ async def insist(step: Callable[[], Coroutine[Any, Any, object]], stop: asyncio.
     A step may be done twice: its answer can be lost. What is no fault of the connection is raised.
     """
     told = asyncio.ensure_future(stop.wait())
+    doing: asyncio.Future[object] | None = None
     pause, said = FIRST, False
     try:
         while not stop.is_set():
@@ -45,3 +46,5 @@ async def insist(step: Callable[[], Coroutine[Any, Any, object]], stop: asyncio.
         return False
     finally:
         told.cancel()
+        if doing is not None:
+            doing.cancel()  # only whoever is cancelled himself leaves one behind
