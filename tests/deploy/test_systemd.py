@@ -146,7 +146,7 @@ async def test_the_instructions_bring_up_a_service_that_works_with_few_rights(
     service: Machine, jobs: asyncpg.Connection
 ) -> None:
     assert service.show("howdah", "ActiveState") == "active"
-    assert "claiming" in service.show("howdah", "StatusText") or service.show("howdah", "StatusText")
+    assert service.show("howdah", "StatusText") == "working"
     job = await jobs.fetchval("select id from howdah.enqueue('nap', '{\"seconds\": 0}')")
     assert (await reaches(jobs, job, "completed"))["result"] == '"slept"'
     pid = service.show("howdah", "MainPID")
@@ -154,10 +154,8 @@ async def test_the_instructions_bring_up_a_service_that_works_with_few_rights(
     assert service.run(f"stat -c %u /proc/{pid}").strip() not in {"0", "65534"}
     assert "postgresql://" not in service.run(f"tr '\\\\0' '\\\\n' < /proc/{pid}/environ")
     assert "postgresql://" not in service.run("systemctl show howdah; journalctl -u howdah --no-pager")
-    assert (
-        "verify"
-        not in service.call("systemd-analyze verify howdah.service howdah@mail.service 2>&1 | grep howdah").stdout
-    )
+    # systemd complains of nothing in the units themselves.
+    assert service.call("systemd-analyze verify howdah.service howdah@mail.service 2>&1 | grep howdah").stdout == ""
 
 
 def test_its_exposure_is_below_2(service: Machine) -> None:
