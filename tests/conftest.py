@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.cluster import Cluster, Database, connect_to, new_database
 from support.daemon import NOOP, Daemon
+from support.figures import Figures, write
 
 from howdah.errors import HowdahError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
     from pathlib import Path
 
     import asyncpg
@@ -41,6 +42,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(3600))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what a test of a fault counted, if it passed."""
+    report = yield
+    if report.when == "call" and report.passed and (mark := item.get_closest_marker("fault")):
+        if len(mark.args) != 3:
+            raise pytest.UsageError(f"{item.nodeid}: fault(part, fault, promise)")
+        write(item, getattr(item, "funcargs", {}).get("figures", Figures()))
+    return report
+
+
+@pytest.fixture
+def figures() -> Figures:
+    """What a test of a fault counts, for the table in docs/reliability.md."""
+    return Figures()
 
 
 @pytest.fixture

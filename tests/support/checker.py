@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import asyncpg
+    from support.figures import Figures
 
 _SCHEMA = """
 create table public.journal (
@@ -149,12 +150,19 @@ class Checker:
         [row] = await self._connection.fetch("select * from howdah.job_history where id = $1", job)
         return row
 
-    async def check(self, *, drained: bool = True) -> None:
-        """Raise AssertionError that names every job of which a promise is broken. `drained`: all jobs must have ended."""
+    async def check(self, *, drained: bool = True, figures: Figures | None = None) -> None:
+        """Raise AssertionError that names every job of which a promise is broken, and count into `figures`.
+
+        `drained`: all jobs must have ended.
+        """
         stories = await self._read()
         effects = Counter(
             dict(await self._connection.fetch("select job_id, count(*) from public.effect group by job_id"))
         )
+        if figures is not None:
+            figures.jobs += len(stories)
+            figures.lost += sum(len(story.history) != 1 for story in stories.values()) if drained else 0
+            figures.doubled += sum(count > 1 for count in effects.values())
         broken = [
             f"job {job_id}: {problem}"
             for job_id, story in sorted(stories.items())
