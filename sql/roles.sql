@@ -62,6 +62,7 @@ declare
       claim_suspect         .         X       .       .
       worker_beat           .         X       .       .
       ack                   .         X       .       .
+      ack_completed         .         X       .       .
       ack_with              .         X       .       .
       ack_fate              .         X       .       .
       with_error            .         X       .       .

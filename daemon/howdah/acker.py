@@ -14,7 +14,6 @@ from howdah.jsontext import describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from collections.abc import Set as AbstractSet
 
     from howdah.chainer import Chainer
     from howdah.job import Attempt
@@ -45,7 +44,7 @@ class Acker:
         metrics: Metrics,
         keep_history: bool,
         on_relief: Callable[[], None],
-        on_written: Callable[[AbstractSet[int]], None],
+        on_written: Callable[[Sequence[Attempt]], None],
     ) -> None:
         self._store = store
         self._chainer = chainer
@@ -56,7 +55,7 @@ class Acker:
         self._waiting: list[Attempt] = []
         self._busy: list[Attempt] = []
         self._sent: set[tuple[int, int]] = set()
-        # Whether it has been full since the claimer was last told that it is not: a batch may be taken before and after.
+        # Whether somebody was told that it is full, and has not been told that it is not.
         self._crossed = False
         self._writing: list[Attempt] = []
         self._some = asyncio.Event()
@@ -70,17 +69,18 @@ class Acker:
         """How many outcomes are not written yet."""
         return len(self._waiting) + len(self._busy) + len(self._writing) + self._chainer.backlog
 
-    @property
-    def full(self) -> bool:
-        """Whether the claimer should wait."""
-        return self.backlog >= HIGH_WATER
+    def ask_full(self) -> bool:
+        """Tell whether the claimer should wait; if so, it is told as soon as it need not."""
+        full = self.backlog >= HIGH_WATER
+        self._crossed = self._crossed or full
+        return full
 
     def put(self, attempt: Attempt) -> None:
         """Take an outcome; never waits."""
+        if not self._waiting:
+            self._some.set()
+            self._idle.clear()
         self._waiting.append(attempt)
-        self._crossed = self._crossed or self.full
-        self._some.set()
-        self._idle.clear()
 
     async def settled(self) -> None:
         """Wait until everything that was put is written."""
@@ -115,39 +115,54 @@ class Acker:
                         await self._some.wait()
                 except TimeoutError:
                     pause = min(pause * 2, BUSY_PAUSE[1])
-            self._writing = batch = self._take()
-            still_busy = await self._write(batch)
+            fresh, held = self._take()
+            self._writing = batch = fresh + held
+            still_busy = await self._write_all(fresh, held)
             self._writing = []
             self._busy.extend(still_busy)
             self._round.set()
             if len(still_busy) < len(batch):
                 pause = BUSY_PAUSE[0]
-            if self._crossed and not self.full:
+            if self._crossed and self.backlog < HIGH_WATER:
                 self._crossed = False
                 self._on_relief()
 
-    def _take(self) -> list[Attempt]:
+    def _take(self) -> tuple[list[Attempt], list[Attempt]]:
         # New ones first: rows that somebody holds for a minute must not hold up the others.
-        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-        room = BATCH - len(batch)
-        batch += self._busy[:room]
-        self._busy = self._busy[room:]
-        return batch
+        fresh, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        room = BATCH - len(fresh)
+        held, self._busy = self._busy[:room], self._busy[room:]
+        return fresh, held
 
-    async def _write(self, batch: Sequence[Attempt]) -> list[Attempt]:
-        """Write one batch, however long the database is away; gives the attempts whose rows are busy."""
+    async def _write_all(self, fresh: list[Attempt], held: list[Attempt]) -> list[Attempt]:
+        """Write a batch, plain completions apart: they cost half. Gives the attempts whose rows are busy."""
+        plain: list[Attempt] = []
+        rest: list[Attempt] = []
+        for attempt in fresh:
+            (plain if attempt.outcome == "completed" and attempt.progress is None else rest).append(attempt)
+        rest += held
+        busy = await self._write(plain, plain=True) if plain else []
+        return busy + await self._write(rest) if rest else busy
+
+    async def _write(self, batch: Sequence[Attempt], *, plain: bool = False) -> list[Attempt]:
+        """Write attempts, however long the database is away; gives those whose rows are busy. `plain`: nothing but completions."""
         while True:
             try:
                 started = monotonic()
-                written = await self._store.ack(batch, keep=self._keep)
-                self._on_written(written)
+                write = self._store.ack_completed if plain else self._store.ack
+                left = await write(batch, keep=self._keep)
                 self._metrics.ack_seconds.observe(monotonic() - started)
                 self._metrics.ack_batch.observe(len(batch))
-                return await self._judge([attempt for attempt in batch if attempt.id not in written])
+                self._on_written(batch if not left else [attempt for attempt in batch if attempt.id not in left])
+                return await self._judge([attempt for attempt in batch if attempt.id in left] if left else [])
             except DatabaseUnavailableError as error:
                 log.debug("ack will be repeated", extra={"jobs": len(batch), "error": str(error)})
                 self._sent.update((attempt.id, attempt.lease) for attempt in batch)
                 await asyncio.sleep(RETRY_PAUSE)
+            except asyncpg.LockNotAvailableError:
+                if not plain:
+                    return list(batch)
+                plain = False  # the other way passes over rows that somebody holds
             except asyncpg.CheckViolationError as error:
                 if "no partition" not in str(error):
                     return await self._write_apart(batch, error)

@@ -16,8 +16,7 @@ import asyncpg
 from howdah.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Sequence
 
     from howdah.chaining import Chain
     from howdah.job import Attempt
@@ -38,7 +37,7 @@ class Chainer:
     """Takes outcomes with the jobs that come with them, and writes each until the database has answered for it."""
 
     def __init__(
-        self, *, store: Store, metrics: Metrics, keep_history: bool, on_written: Callable[[AbstractSet[int]], None]
+        self, *, store: Store, metrics: Metrics, keep_history: bool, on_written: Callable[[Sequence[Attempt]], None]
     ) -> None:
         self._store = store
         self._on_written = on_written
@@ -108,7 +107,7 @@ class Chainer:
                     return True
             else:
                 chain.written()
-                self._on_written({attempt.id})
+                self._on_written([attempt])
                 return False
 
     async def _is_busy(self, attempt: Attempt, *, sent: bool) -> bool:

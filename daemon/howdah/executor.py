@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from howdah.chaining import Chain, chain, refusal
-from howdah.contexts import InContext
+from howdah.contexts import BLOCKED, InContext
 from howdah.errors import HandlerTimeoutError, LeaseLostError, PayloadError
 from howdah.job import Attempt, Job, current_job, job_fields
 from howdah.outcomes import cancelled, failed, refused, released, returned
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
     from concurrent.futures import Future, ThreadPoolExecutor
 
     import asyncpg
@@ -78,41 +78,96 @@ class Executor:
         #: The calls in threads that have not returned, also those that nobody waits for any more: no thread can be cancelled.
         self.in_threads: set[Future[Any]] = set()
 
-    async def execute(self, job: Job[Any]) -> None:
-        """Run one attempt to its outcome. Never raises for what a handler does; a cancelled attempt is a release."""
+    def begin(self, job: Job[Any]) -> Coroutine[Any, Any, None] | None:
+        """Begin one attempt, in the task that `job.task` is; gives what that task has to await, or None: it has ended already.
+
+        A short handler ends with its first step, and then no coroutine of ours was made for it. Never raises for what a handler
+        does; a cancelled attempt is a release.
+        """
         handler = self._registry.get(job.kind)
         job.started = monotonic()
         refusal = self._prepare(job, handler)
         if refusal is not None or handler is None:
             self._finish(job, refusal or released(job))
-            return
+            return None
+        if job.start_first or handler.transaction or handler.runs_in != "async" or self._tracing is not None:
+            return self._execute(job, handler)
+        context = self._enter(job, handler)
+        outcome: Attempt | None = None
+        coroutine = None
+        try:
+            coroutine = handler.function(job)
+            awaited = context.run(coroutine.send, None)
+        except StopIteration as end:
+            # Only a coroutine ends so; a function that is called and raises it has failed.
+            outcome = (
+                self._returned(job, handler, end.value) if coroutine is not None else self._failed(job, handler, end)
+            )
+        except LeaseLostError:
+            self._note_lost(job)
+        except asyncio.CancelledError as error:
+            outcome = self._interrupted(job, handler, error)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            outcome = self._failed(job, handler, error)
+        else:
+            call = self._call(job, handler, InContext(coroutine, context, self._note_blocked, awaited=awaited))
+            return self._follow(job, handler, call)
+        finally:
+            if (seconds := monotonic() - job.started) > BLOCKED:
+                self._note_blocked(context, seconds)
+        self._leave(job, handler, outcome)
+        return None
+
+    async def execute(self, job: Job[Any]) -> None:
+        """Run one attempt to its outcome, in the task that calls this."""
+        job.task = asyncio.current_task()
+        waits = self.begin(job)
+        if waits is not None:
+            await waits
+
+    async def _execute(self, job: Job[Any], handler: Handler) -> None:
+        """Run an attempt of which more than the handler has to be awaited."""
         if job.start_first and not await self._write_start(job):
             self._note_lost(job)
             return
+        context = self._enter(job, handler)
+        call = self._call(job, handler, self._calling(job, handler, context))
+        await self._follow(job, handler, call if self._tracing is None else self._tracing.follow(job, context, call))
+
+    def _enter(self, job: Job[Any], handler: Handler) -> contextvars.Context:
+        """Note that a handler is about to be called, and give the context that it runs in."""
         job.started = started = monotonic()
         # A process keeps time itself, from when it begins: waiting for a free one is not the job's fault.
         job.deadline = started + (job.timeout or handler.timeout) if handler.runs_in != "process" else inf
-        job.task = asyncio.current_task()
         self.running[job.id] = job
-        self._some_run.set()
         self._waits[job.queue].append(job.waited + started - job.in_hand_since)
         if self.verbose:
             log.debug("job started", extra=job_fields(job))
         context = contextvars.copy_context()
         context.run(current_job.set, job)
-        call = self._call(job, handler, context)
+        return context
+
+    async def _follow(self, job: Job[Any], handler: Handler, call: Awaitable[Attempt | None]) -> None:
+        """Await a call, and put its outcome."""
+        self._some_run.set()
+        outcome = None
         try:
-            outcome = await (call if self._tracing is None else self._tracing.follow(job, context, call))
+            outcome = await call
         except LeaseLostError:
             self._note_lost(job)
-            return
         finally:
-            # An attempt that was let go may end after the next one at the same job has begun here.
-            if self.running.get(job.id) is job:
-                del self.running[job.id]
-            # A cancellation that the handler swallowed must not be left to the next job in this slot.
-            while job.task is not None and job.task.cancelling():
-                job.task.uncancel()
+            self._leave(job, handler, outcome)
+
+    def _leave(self, job: Job[Any], handler: Handler, outcome: Attempt | None) -> None:
+        """Note that a handler's call is over, and hand over its outcome; None: there is none, or it is committed already."""
+        # An attempt that was let go may end after the next one at the same job has begun here.
+        if self.running.get(job.id) is job:
+            del self.running[job.id]
+        # A cancellation that the handler swallowed must not be left to the next job in this slot.
+        while job.task is not None and job.task.cancelling():
+            job.task.uncancel()
         if outcome is not None and not job.abandoned:
             if job.chained:
                 self._finish_with(job, handler, outcome, chain(job.chained))
@@ -191,25 +246,11 @@ class Executor:
             return refused(job, error) if isinstance(error, PayloadError) else failed(job, handler, error)
         return None
 
-    async def _call(self, job: Job[Any], handler: Handler, context: contextvars.Context) -> Attempt | None:
-        """Call the handler; None means that the completion is committed already."""
+    async def _call(self, job: Job[Any], handler: Handler, calling: Awaitable[Any]) -> Attempt | None:
+        """Await a handler's call and say what came of it; None: the completion is committed already."""
         try:
-            if handler.transaction:
-                call = self._transactions.call(
-                    job, handler, seal=self._seal, committed=lambda done: self._count(job, done)
-                )
-                outcome: Attempt | None = await InContext(call, context, self._note_blocked)
-                return outcome
-            if handler.runs_in == "async":
-                value = await InContext(handler.function(job), context, self._note_blocked)
-            elif handler.runs_in == "thread":
-                future = self._threads.submit(context.run, _call_in_thread, handler.function, job)
-                self.in_threads.add(future)
-                future.add_done_callback(self.in_threads.discard)
-                value = await asyncio.wrap_future(future)
-            else:
-                value = await self._processes.call(job, handler)
-            return returned(job, handler, value)
+            value = await calling
+            return value if handler.transaction else self._returned(job, handler, value)
         except asyncio.CancelledError as error:
             return self._interrupted(job, handler, error)
         except (LeaseLostError, GeneratorExit):
@@ -217,6 +258,26 @@ class Executor:
         except BaseException as error:
             # SystemExit, too: a handler that calls sys.exit() must not end the daemon.
             return self._failed(job, handler, error)
+
+    async def _calling(self, job: Job[Any], handler: Handler, context: contextvars.Context) -> Any:
+        """Call a handler where it wants to run, and give what it returns; of one in a transaction, what is not committed with it."""
+        if handler.transaction:
+            call = self._transactions.call(job, handler, seal=self._seal, committed=lambda done: self._count(job, done))
+            return await InContext(call, context, self._note_blocked)
+        if handler.runs_in == "async":
+            return await InContext(handler.function(job), context, self._note_blocked)
+        if handler.runs_in == "thread":
+            future = self._threads.submit(context.run, _call_in_thread, handler.function, job)
+            self.in_threads.add(future)
+            future.add_done_callback(self.in_threads.discard)
+            return await asyncio.wrap_future(future)
+        return await self._processes.call(job, handler)
+
+    def _returned(self, job: Job[Any], handler: Handler, value: Any) -> Attempt:
+        try:
+            return returned(job, handler, value)
+        except Exception as error:
+            return self._failed(job, handler, error)  # what cannot be JSON
 
     def _seal(self, job: Job[Any]) -> None:
         """Let nobody cancel a job any more: that is done to what runs."""

@@ -16,9 +16,8 @@ from howdah.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
 
-    from howdah.job import Job
+    from howdah.job import Attempt, Job
     from howdah.metrics import Metrics
     from howdah.slots import QueueSlots
     from howdah.store import Store
@@ -84,10 +83,10 @@ class LimitedClaimer:
                 self._aside[name] += got
                 self.look()
 
-    def written(self, ids: AbstractSet[int]) -> None:
-        """Say that the ends of jobs have been written."""
-        if not self._mine.isdisjoint(ids):
-            self._mine -= ids
+    def written(self, attempts: Sequence[Attempt]) -> None:
+        """Say that the ends of attempts have been written."""
+        if self._mine and (ended := self._mine.intersection(attempt.id for attempt in attempts)):
+            self._mine -= ended
             self.look()
 
     def stop(self) -> None:

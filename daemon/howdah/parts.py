@@ -95,7 +95,7 @@ class Parts:
             store=Store(self._lines["chain"]),
             metrics=self.metrics,
             keep_history=config.history_days > 0,
-            on_written=lambda ids: self.limited.written(ids),
+            on_written=lambda attempts: self.limited.written(attempts),
         )
         self.acker = Acker(
             store=Store(self._lines["ack"]),
@@ -103,7 +103,7 @@ class Parts:
             metrics=self.metrics,
             keep_history=config.history_days > 0,
             on_relief=self._wake,
-            on_written=lambda ids: self.limited.written(ids),
+            on_written=lambda attempts: self.limited.written(attempts),
         )
         self.metrics.loop_lag.set_function(self.vitals.loop_lag)
         self.executor = Executor(
@@ -128,7 +128,7 @@ class Parts:
                 size=size,
                 cap=cap,
                 run_times=run_times,
-                execute=self.executor.execute,
+                begin=self.executor.begin,
                 on_room=self._note_room,
                 on_failure=on_failure,
                 metrics=self.metrics,
@@ -141,7 +141,7 @@ class Parts:
             kinds=registry.kinds,
             run_times=run_times,
             worker=lambda: self.vitals.worker,
-            is_full=lambda: self.acker.full,
+            is_full=lambda: self.acker.ask_full(),
             is_deaf=lambda: not self.vitals.listening,
             written=self.acker.written,
             give_back=self.release,

@@ -8,6 +8,7 @@ from howdah.errors import QueryFileError
 
 QUERIES = (
     "ack",
+    "ack_completed",
     "ack_fate",
     "ack_with",
     "apply_signals",

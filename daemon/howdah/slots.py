@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 #: Longer than this, in seconds, a slot never keeps the loop to itself: acks, timers and signals wait meanwhile.
 TURN = 0.005
-#: How fast a kind's run time is forgotten: the weight of the newest run.
-_FRESH = 0.1
-#: A kind has shown to be short once so many runs took less than so many seconds on average.
+#: A kind has shown to be short once so many runs took less than so many seconds on average. From then on a run weighs as one of so many.
 SHORT_RUNS, SHORT_SECONDS = 10, 0.01
+_UNSEEN = (0, 0.0)
 
 
 class Cap:
@@ -50,23 +49,24 @@ class RunTimes:
     """How long each kind has run of late, in seconds: what tells which kinds may be claimed ahead."""
 
     def __init__(self) -> None:
-        self._average: dict[str, float] = {}
-        self._runs: dict[str, int] = {}
+        # Of each kind how many runs the average is made of, up to those that count, and the average.
+        self._seen: dict[str, tuple[int, float]] = {}
 
     def add(self, kind: str, seconds: float) -> None:
         """Count one run."""
-        runs = self._runs.get(kind, 0)
-        self._runs[kind] = runs + 1
-        weight = max(_FRESH, 1 / (runs + 1))
-        self._average[kind] = self._average.get(kind, 0.0) * (1 - weight) + seconds * weight
+        runs, average = self._seen.get(kind, _UNSEEN)
+        if runs < SHORT_RUNS:
+            runs += 1
+        self._seen[kind] = runs, average + (seconds - average) / runs
 
     def is_short(self, kind: str) -> bool:
         """Tell whether a kind has shown to be short."""
-        return self._runs.get(kind, 0) >= SHORT_RUNS and self._average[kind] < SHORT_SECONDS
+        runs, average = self._seen.get(kind, _UNSEEN)
+        return runs >= SHORT_RUNS and average < SHORT_SECONDS
 
     def seen(self) -> Iterable[str]:
         """Give the kinds that have run."""
-        return self._runs.keys()
+        return self._seen.keys()
 
 
 class QueueSlots:
@@ -79,7 +79,7 @@ class QueueSlots:
         size: int,
         cap: Cap | None,
         run_times: RunTimes,
-        execute: Callable[[Job[Any]], Awaitable[None]],
+        begin: Callable[[Job[Any]], Awaitable[None] | None],
         on_room: Callable[[str], None],
         on_failure: Callable[[BaseException], None],
         metrics: Metrics,
@@ -94,7 +94,7 @@ class QueueSlots:
         self._firsts = 0
         self._cap = cap
         self._run_times = run_times
-        self._execute = execute
+        self._begin = begin
         self._on_room = on_room
         self._on_failure = on_failure
         self._parked: deque[asyncio.Future[None]] = deque()
@@ -202,42 +202,57 @@ class QueueSlots:
 
     async def _slot(self) -> None:
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
         # Not loop.time(): uvloop's stands still while the loop is in one of its turns.
         turn_ends = monotonic() + TURN
         while True:
             if not self.hand or self.running >= self.size - self.aside:
                 bed = loop.create_future()
                 self._parked.append(bed)
+                # Said here and not with each job: who hears of it runs when this slot lets go of the loop.
+                self._on_room(self.queue)
                 await bed
                 turn_ends = monotonic() + TURN
                 continue
             if self._cap is not None:
+                if self._cap.free <= 0:
+                    self._on_room(self.queue)
                 await self._cap.take()
                 if not self.hand:
                     self._cap.give()
                     continue
             if self._firsts:
                 self._firsts -= 1
-            await self._run(self.hand.popleft())
-            if monotonic() > turn_ends:
+            job = self.hand.popleft()
+            job.task = task
+            self.running += 1
+            try:
+                if (waits := self._begin(job)) is not None:
+                    self._let_go()
+                    await waits
+            finally:
+                ended = monotonic()
+                self._note_run(job, ended)
+            if ended > turn_ends:
+                self._let_go()
                 await asyncio.sleep(0)
                 turn_ends = monotonic() + TURN
 
-    async def _run(self, job: Job[Any]) -> None:
-        self.running += 1
+    def _let_go(self) -> None:
+        """Let others at the loop: who waits for room, and a slot for the next job in hand."""
+        self._on_room(self.queue)
         if self.hand:
             self._wake_one()
-        try:
-            await self._execute(job)
-        finally:
-            self.running -= 1
-            if self._cap is not None:
-                self._cap.give()
-            self._run_times.add(job.kind, monotonic() - job.started)
-            if self._awaited:
-                self._note_end(job)
-            self._note_idle()
-            self._on_room(self.queue)
+
+    def _note_run(self, job: Job[Any], ended: float) -> None:
+        self.running -= 1
+        if self._cap is not None:
+            self._cap.give()
+        self._run_times.add(job.kind, ended - job.started)
+        if self._awaited:
+            self._note_end(job)
+        if not self.running and not self.hand:
+            self._idle.set()
 
     def _note_end(self, job: Job[Any]) -> None:
         ended = self._awaited.pop(job.id, None)

@@ -159,7 +159,7 @@ class Store:
     # -- attempts
 
     async def ack(self, attempts: Sequence[Attempt], *, keep: bool) -> set[int]:
-        """Write what came of attempts; gives the ids that were written now."""
+        """Write what came of attempts; gives the ids that were not written now."""
         ids, leases, outcomes, results, errors, delays, starts, ends, progresses = zip(*attempts, strict=True)
         now = monotonic()
         ages = [None if start is None else now - start for start in starts]
@@ -167,7 +167,18 @@ class Store:
         rows = await self._line.fetch(
             SQL["ack"], ids, leases, outcomes, results, errors, delays, ages, runs, progresses, keep
         )
-        return {row[0] for row in rows}
+        return set() if len(rows) == len(ids) else set(ids).difference(row[0] for row in rows)
+
+    async def ack_completed(self, attempts: Sequence[Attempt], *, keep: bool) -> set[int]:
+        """Write completions that bring a result at most; gives the ids that were not written now.
+
+        Raises asyncpg.LockNotAvailableError, and has written nothing, if somebody else holds one of the rows.
+        """
+        ids, leases, _, results, _, _, starts, ends, _ = zip(*attempts, strict=True)
+        now = monotonic()
+        ages = [now - start for start in starts]
+        runs = [end - start for start, end in zip(starts, ends, strict=True)]
+        return set((await self._line.fetch(SQL["ack_completed"], ids, leases, results, ages, runs, keep))[0][0])
 
     async def ack_fate(
         self, attempts: Sequence[Attempt | Job[Any]], sent_before: Sequence[bool], *, keep: bool

@@ -80,6 +80,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "claim_suspect": WORKER,
     "complete": WORKER | {"howdah_producer"},
     "ack": WORKER,
+    "ack_completed": WORKER,
     "ack_fate": WORKER,
     "with_error": WORKER,
     "apply_signals": WORKER,
