@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     Examination = Callable[[asyncpg.Connection], Awaitable[list[Finding]]]
 
+#: Longer than the server gives a statement, in seconds: who has not answered by then never will.
+PATIENCE = 35.0
 #: In the order of cause before effect.
 EXAMINATIONS: dict[str, Examination] = {
     "server": server.examine_server,
@@ -41,7 +43,7 @@ EXAMINATIONS: dict[str, Examination] = {
 async def examine(config: Config, url: str) -> AsyncIterator[Finding]:
     """Examine everything; gives the lines as they are found."""
     try:
-        async with connected(url, name="doctor") as connection:
+        async with connected(url, name="doctor", call_timeout=PATIENCE) as connection:
             # Other people's locks are no reason to hang.
             await connection.execute("set statement_timeout = '30s'; set lock_timeout = '2s'")
             for topic, look in EXAMINATIONS.items():
