@@ -40,6 +40,7 @@ class Link:
     asked: str = ""
     rows: int = 0
     trap: Trap | None = None
+    late: list[bytes] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -53,12 +54,14 @@ class Trap:
     sql: str
     #: `reply`: it is done, and its answer never comes. `rows`: the wire breaks in the middle of the answer's rows.
     #: `arguments`: it breaks in the middle of the question's arguments. `sync`: just before the word that commits.
+    #: `late`: it reaches the server only after `seconds`, whoever has hung up since, and its answer never comes.
     what: str
     name: str | None = None
     #: After so many rows, or for questions of at least so many bytes.
     least: int = 1
     #: The wire stays open, and nothing comes any more; else it is reset.
     silent: bool = False
+    seconds: float = 0.0
 
 
 class Proxy:
@@ -182,6 +185,10 @@ class Proxy:
         except OSError:
             pass
         finally:
+            if link.late:
+                await asyncio.sleep(link.trap.seconds if link.trap is not None else 0)
+                link.server.write(b"".join(data for data in link.late if data[:1] != b"X"))
+                link.loses_questions = True
             if link.loses_questions:  # the server goes on for a while with a client whose end it has not heard of
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(SERVER_NOTICES)
@@ -199,11 +206,16 @@ class Proxy:
                 self.traps.remove(trap)
                 self.sprung += 1
                 link.trap = trap
+                if trap.what == "late":
+                    link.loses_answers = True
                 if trap.what == "arguments":
                     link.server.write(data[: len(data) // 2])
                     return self._fall_silent(link, trap)
         elif link.trap is not None and link.trap.what == "sync" and data[:1] == b"S":
             return self._fall_silent(link, link.trap)
+        if link.trap is not None and link.trap.what == "late":
+            link.late.append(data)
+            return True
         link.server.write(data)
         return True
 
