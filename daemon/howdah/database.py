@@ -114,7 +114,7 @@ class Line:
                     log.warning(
                         "no answer, connecting anew", extra={"connection": self.name, "seconds": round(silence, 2)}
                     )
-                raise DatabaseUnavailableError(f"{self.name}: {error or type(error).__name__}") from error
+                raise DatabaseUnavailableError(f"{self.name}: {str(error) or type(error).__name__}") from error
             except asyncio.CancelledError:
                 # Half a call: what it did is unknown, and the protocol may be anywhere.
                 self._forget()

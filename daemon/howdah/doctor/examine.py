@@ -55,7 +55,7 @@ async def examine(config: Config, url: str) -> AsyncIterator[Finding]:
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         yield fail(
             "database",
-            f"it does not answer: {error or type(error).__name__}",
+            f"it does not answer: {str(error) or type(error).__name__}",
             "check HOWDAH_DATABASE_URL, and whether the server runs",
         )
         return
@@ -64,7 +64,7 @@ async def examine(config: Config, url: str) -> AsyncIterator[Finding]:
         for finding in await wire.examine_listen(config.listen_database_url or url, name):
             yield finding
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        yield fail("listen", f"{name} does not answer: {error or type(error).__name__}", f"check {name}")
+        yield fail("listen", f"{name} does not answer: {str(error) or type(error).__name__}", f"check {name}")
     for finding in await wire.examine_port(config.http_host, config.http_port):
         yield finding
 
