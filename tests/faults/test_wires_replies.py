@@ -41,7 +41,7 @@ REPLIES = {
 #: Broken off in the middle.
 MIDDLES = {
     "a claim's rows": Trap("howdah.claim_ready", "rows", least=3),
-    "an ack's arguments": Trap("howdah.ack(", "arguments", least=600),
+    "an ack's arguments": Trap("howdah.ack(", "arguments"),
     "an ack, before the word that commits it": Trap("howdah.ack(", "sync"),
     "a claim, before the word that commits it": Trap("howdah.claim_ready", "sync"),
     "a handler's complete, before the word that ends it": Trap("howdah.complete", "sync"),
@@ -51,7 +51,8 @@ MIDDLES = {
 
 def case(of: str, traps: dict[str, Trap], *, silent: bool, promise: str) -> object:
     fault = f"{of}, the wire {'falls silent' if silent else 'is reset'}: {', '.join(traps)}"
-    return pytest.param(traps, silent, marks=pytest.mark.fault("Connections", fault, promise), id=f"{of}-{silent}")
+    marks = [pytest.mark.fault("Connections", fault, promise), *([pytest.mark.long] if silent else [])]
+    return pytest.param(traps, silent, marks=marks, id=f"{of}, {'silence' if silent else 'reset'}")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,9 @@ async def test_what_is_broken_off_counts_once_whether_it_was_done_or_not(
 
 
 @pytest.mark.fault("Connections", "the reply to a rescue is lost", "the dead worker's jobs run elsewhere, once")
-@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(
+    "silent", [pytest.param(False, id="reset"), pytest.param(True, id="silence", marks=pytest.mark.long)]
+)
 async def test_a_rescue_whose_reply_is_lost_has_happened_and_its_jobs_run_once(
     silent: bool,  # noqa: FBT001
     daemon: StartDaemon,
