@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from support.checker import Checker
 from support.eventually import aeventually
+from support.facts import end_of
+from support.jobs import enqueue
 from support.proxy import Proxy, proxied
 from support.wire_work import CONNECTIONS, handlers, work_through
 
@@ -140,3 +144,28 @@ async def told(names: tuple[str, ...], wait: Any) -> None:
         await wait
     except AssertionError as error:
         raise AssertionError(f"{' '.join(names) or 'all'}: {error}") from error
+
+
+@pytest.mark.fault(
+    "Connections", "a machine vanishes, without a word", "both sides are told to notice within 30 s, not two hours"
+)
+async def test_worker_and_server_are_told_to_notice_that_the_other_has_vanished(
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+) -> None:
+    settings = """
+@handler("settings", transaction=True)
+async def settings(job: Job, connection: asyncpg.Connection) -> Any:
+    return [await connection.fetchval(f"show {name}") for name in
+            ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")]
+"""
+    worker = await daemon(settings)
+    ended = await end_of(connection, await enqueue(connection, "settings"))
+    assert ended["result"][:3] == ["15", "5", "3"]
+    assert ended["result"][3] in {"30000", "30s"}
+    # The kernel's own word for it: the timer of each of our sockets, 02 where it is the keepalive's.
+    port = f"{urlsplit(database.url).port:04X}"
+    sockets = {str(fd.readlink()) for fd in Path(f"/proc/{worker.process.pid}/fd").iterdir() if fd.exists()}  # noqa: ASYNC240
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]  # noqa: ASYNC240
+    timers = [row[5] for row in rows if row[2].endswith(f":{port}") and f"socket:[{row[9]}]" in sockets]
+    assert len(timers) >= 5
+    assert all(timer.startswith(("01:", "02:")) for timer in timers), timers
