@@ -62,6 +62,7 @@ class Claimer:
         is_deaf: Callable[[], bool],
         written: Callable[[int], Awaitable[None]],
         give_back: Callable[[Iterable[Job[Any]]], None],
+        on_doubt: Callable[[int], None],
         claimed_once: asyncio.Event,
         metrics: Metrics,
         poll_interval: float,
@@ -75,6 +76,7 @@ class Claimer:
         self._is_deaf = is_deaf
         self._written = written
         self._give_back = give_back
+        self._on_doubt = on_doubt
         self._metrics = metrics
         self._claimed = {queue: metrics.claimed.labels(queue) for queue in slots}
         self._poll_interval = poll_interval
@@ -298,8 +300,9 @@ class Claimer:
     async def _give_back_unknown(self) -> None:
         """Give back what a claim may have taken whose reply was lost: nobody would ever run it."""
         while self._unknown:
-            given_back = await self._store.disclaim(self._worker(), self._unknown[0])
+            given_back = await self._store.disclaim(self._worker(), [self._unknown[0]])
             lease = self._unknown.pop(0)
+            self._on_doubt(lease)
             if given_back:
                 log.warning("gave back a claim whose reply was lost", extra={"jobs": given_back, "lease": str(lease)})
 

@@ -202,4 +202,4 @@ class Client:
             asyncpg.PostgresConnectionError,
             asyncpg.CannotConnectNowError,
         ) as error:
-            raise DatabaseUnavailableError(f"client: {error or type(error).__name__}") from error
+            raise DatabaseUnavailableError(f"client: {str(error) or type(error).__name__}") from error

@@ -44,6 +44,7 @@ class LimitedClaimer:
         worker: Callable[[], int],
         may_claim: Callable[[], bool],
         give_back: Callable[[Iterable[Job[Any]]], None],
+        on_doubt: Callable[[int], None],
         metrics: Metrics,
         poll_interval: float,
     ) -> None:
@@ -53,6 +54,7 @@ class LimitedClaimer:
         self._worker = worker
         self._may_claim = may_claim
         self._give_back = give_back
+        self._on_doubt = on_doubt
         self._metrics = metrics
         self._poll_interval = poll_interval
         self._stir = asyncio.Event()
@@ -161,7 +163,8 @@ class LimitedClaimer:
     async def _give_back_unknown(self) -> None:
         """Give back what a claim may have taken whose reply was lost: nobody would ever run it."""
         while self._unknown:
-            given_back = await self._store.disclaim(self._worker(), self._unknown[0])
+            given_back = await self._store.disclaim(self._worker(), [self._unknown[0]])
             lease = self._unknown.pop(0)
+            self._on_doubt(lease)
             if given_back:
                 log.warning("gave back a claim whose reply was lost", extra={"jobs": given_back, "lease": str(lease)})

@@ -22,7 +22,7 @@ log = logging.getLogger("howdah.listener")
 
 WAKES = "howdah"
 CONTROL = "howdah_control"
-#: A NOTIFY to oneself that is not heard within ANSWER seconds means deaf; it is sent every PROOF seconds.
+#: A NOTIFY to oneself that is not heard within ANSWER seconds means deaf; it is sent every PROOF seconds, or every ttl.
 ANSWER = 5.0
 PROOF = 30.0
 #: The longest pause between tries, in seconds.
@@ -39,6 +39,7 @@ class Listener:
         vitals: Vitals,
         metrics: Metrics,
         queues: frozenset[str],
+        ttl: float,
         on_wake: Callable[[], None],
         on_control: Callable[[str], None],
     ) -> None:
@@ -46,6 +47,7 @@ class Listener:
         self._vitals = vitals
         self._metrics = metrics
         self._queues = queues
+        self._proof, self._answer = min(PROOF, ttl), min(ANSWER, ttl)
         self._on_wake = on_wake
         self._on_control = on_control
         self._echo = asyncio.Event()
@@ -77,14 +79,14 @@ class Listener:
         gone = asyncio.Event()
         connection.add_termination_listener(lambda _: gone.set())
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(self._answer):
                 await connection.add_listener(WAKES, self._hear_wake)
                 await connection.add_listener(CONTROL, self._hear_control)
             while True:
                 await self._prove()
                 self._hearing()
                 try:
-                    async with asyncio.timeout(PROOF):
+                    async with asyncio.timeout(self._proof):
                         await gone.wait()
                     raise ConnectionError("the connection was closed")
                 except TimeoutError:
@@ -96,7 +98,7 @@ class Listener:
         """Notify ourselves and wait for it. Raises TimeoutError: a pooler, or a dead line, loses notifications in silence."""
         self._token = f"echo {secrets.token_hex(8)}"
         self._echo.clear()
-        async with asyncio.timeout(ANSWER):
+        async with asyncio.timeout(self._answer):
             await self._line.notify(CONTROL, self._token)
             await self._echo.wait()
 

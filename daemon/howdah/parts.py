@@ -14,7 +14,8 @@ from howdah.canceller import Canceller
 from howdah.census import Census
 from howdah.chainer import Chainer
 from howdah.claimer import Claimer
-from howdah.database import Line
+from howdah.database import CALL_TIMEOUT, Line
+from howdah.doubts import Doubts
 from howdah.endpoint import Endpoint
 from howdah.error_reporters import ErrorReporters
 from howdah.errors import ConfigError
@@ -52,6 +53,11 @@ log = logging.getLogger("howdah.parts")
 
 #: How long a scrape waits for the main loop, in seconds: a little, or a standstill would hide the metrics that show it.
 FOLD_PATIENCE = 0.1
+#: A call that is not answered within these parts of the ttl is given up, its connection with it: what a claim brought must not lie
+#: for a ttl without anybody who runs it, and a beat must have time for another before half of the ttl has gone by without one.
+CALL_PART, BEAT_PART = 1 / 2, 1 / 4
+#: But never within less than so many seconds, except for beats.
+LEAST_PATIENCE = 1.0
 
 
 class Parts:
@@ -112,7 +118,11 @@ class Parts:
             put=self.put,
             write_start=lambda job: self.reporter.write_start(job),
             services=WorkerServices(steps=Store(self._lines["step"]), connection=self._pool.lend),
-            transactions=Transactions(connection=self._pool.lend, keep_history=config.history_days > 0),
+            transactions=Transactions(
+                connection=self._pool.lend,
+                keep_history=config.history_days > 0,
+                patience=min(max(config.lease_ttl, LEAST_PATIENCE), CALL_TIMEOUT),
+            ),
             threads=self._threads,
             processes=self._processes,
             resources=self.lifespans.resources,
@@ -135,6 +145,7 @@ class Parts:
             )
             for queue, size in config.queues.items()
         }
+        self.doubts = Doubts(store=self.store, worker=lambda: self.vitals.worker)
         self.claimer = Claimer(
             store=Store(self._lines["claim"]),
             slots=self.slots,
@@ -145,6 +156,7 @@ class Parts:
             is_deaf=lambda: not self.vitals.listening,
             written=self.acker.written,
             give_back=self.release,
+            on_doubt=self.doubts.add,
             claimed_once=self.claimed,
             metrics=self.metrics,
             poll_interval=config.poll_interval,
@@ -156,6 +168,7 @@ class Parts:
             worker=lambda: self.vitals.worker,
             may_claim=lambda: self.claimer.may_claim,
             give_back=self.release,
+            on_doubt=self.doubts.add,
             metrics=self.metrics,
             poll_interval=config.poll_interval,
         )
@@ -228,8 +241,7 @@ class Parts:
             slots.cancel()
         await self.lifeline.stop()
         await self._pool.close()
-        for line in self._lines.values():
-            await line.close()
+        await asyncio.gather(*(line.close() for line in self._lines.values()))
         await asyncio.to_thread(self._processes.close)
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
@@ -239,7 +251,7 @@ class Parts:
 
     async def _build_lifeline(self) -> list[Callable[[], Awaitable[None]]]:
         config = self._config
-        self._side_lines = {name: self._line(name) for name in ("beat", "ask")}
+        self._side_lines = {"beat": self._line("beat", part=BEAT_PART, least=0.0), "ask": self._line("ask")}
         self._side_lines["listen"] = self._line("listen", url=config.listen_database_url)
         heartbeat = Heartbeat(
             store=Store(self._side_lines["beat"]),
@@ -255,6 +267,7 @@ class Parts:
             vitals=self.vitals,
             metrics=self.metrics,
             queues=frozenset(config.queues),
+            ttl=config.lease_ttl,
             on_wake=lambda: self._tell(self.claimer.wake),
             on_control=lambda word: self._tell(self._obey, word),
         )
@@ -274,8 +287,7 @@ class Parts:
         return [heartbeat.run, listener.run, self.endpoint.run]
 
     async def _close_lifeline(self) -> None:
-        for line in self._side_lines.values():
-            await line.close()
+        await asyncio.gather(*(line.close() for line in self._side_lines.values()))
 
     def _tell(self, call: Callable[..., object], *arguments: Any) -> None:
         """Make a call on the main loop, from the lifeline's thread."""
@@ -312,6 +324,15 @@ class Parts:
             case "cancel":
                 self.canceller.look()
 
-    def _line(self, name: str, *, url: str | None = None, raw_json: bool = False) -> Line:
+    def _line(
+        self,
+        name: str,
+        *,
+        url: str | None = None,
+        raw_json: bool = False,
+        part: float = CALL_PART,
+        least: float = LEAST_PATIENCE,
+    ) -> Line:
         count = lambda line: self.metrics.reconnects.labels(line).inc()  # noqa: E731  # a name for what is handed on
-        return Line(name, url or self._url, raw_json=raw_json, on_reconnect=count)
+        patience = max(self._config.lease_ttl * part, least)
+        return Line(name, url or self._url, raw_json=raw_json, on_reconnect=count, patience=patience)

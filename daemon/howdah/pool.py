@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 import asyncpg
 
-from howdah.database import STATEMENTS, set_codecs, statements_kept
+from howdah.database import CLOSE_TIMEOUT, CONNECT_TIMEOUT, STATEMENTS, set_codecs, settings_for, statements_kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+log = logging.getLogger("howdah.pool")
 
 
 class HandlerPool:
@@ -31,15 +34,22 @@ class HandlerPool:
     async def lend(self) -> AsyncIterator[asyncpg.Connection]:
         """Lend a connection for the length of a `with`; what it leaves open is undone when it comes back."""
         pool = self._pool or await self._open()
-        async with pool.acquire() as connection:
+        connection = await pool.acquire()
+        try:
             yield cast("asyncpg.Connection", connection)  # the pool's proxy is one in all but its type
+        finally:
+            try:
+                # What is open is undone, which needs an answer. Without one the connection is cut, and the pool makes another.
+                await pool.release(connection, timeout=CLOSE_TIMEOUT)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.debug("a connection was cut", extra={"error": repr(error)})
 
     async def close(self) -> None:
         """Hang up, politely where that is possible."""
         if self._pool is None:
             return
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._pool.close()
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             self._pool.terminate()
@@ -47,12 +57,19 @@ class HandlerPool:
     async def _open(self) -> asyncpg.Pool:
         async with self._opening:
             if self._pool is None:
+                kept = await statements_kept(self._url, self._statement_cache_size)
                 self._pool = await asyncpg.create_pool(
                     self._url,
                     min_size=0,
                     max_size=self._size,
-                    init=set_codecs,
-                    statement_cache_size=await statements_kept(self._url, self._statement_cache_size),
-                    server_settings={"application_name": self._name},
+                    init=_prepare,
+                    timeout=CONNECT_TIMEOUT,
+                    statement_cache_size=kept,
+                    server_settings={"application_name": self._name} | settings_for(self._url),
                 )
             return self._pool
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        await set_codecs(connection)

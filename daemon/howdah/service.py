@@ -169,6 +169,7 @@ class Service:
             "reporter": parts.reporter.run(),
             "canceller": parts.canceller.run(),
             "maintenance": parts.maintenance.run(),
+            "doubts": parts.doubts.run(),
             "scheduler": parts.scheduler.run(),
             "census": parts.census.run(),
             "standing": parts.standing.run(),

@@ -144,9 +144,9 @@ class Store:
         job.start_first = True
         return job
 
-    async def disclaim(self, worker: int, lease: int) -> int:
-        """Give back what was claimed under a lease whose reply was lost; gives the number of jobs."""
-        return len(await self._line.fetch(SQL["disclaim"], worker, lease))
+    async def disclaim(self, worker: int, leases: Sequence[int]) -> int:
+        """Give back what was claimed under leases whose replies were lost; gives the number of jobs."""
+        return len(await self._line.fetch(SQL["disclaim"], worker, leases))
 
     async def say_asleep(self, worker: int) -> None:
         """Ask enqueue to notify from now on."""

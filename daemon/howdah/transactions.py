@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from howdah.chaining import chain, refusal
-from howdah.errors import LeaseLostError
+from howdah.database import CALL_TIMEOUT
+from howdah.errors import DatabaseUnavailableError, LeaseLostError
 from howdah.outcomes import returned
 
 if TYPE_CHECKING:
@@ -20,16 +23,24 @@ if TYPE_CHECKING:
 
 ENQUEUE = "select howdah.enqueue_many($1)"
 COMPLETE = "select howdah.complete($1, $2, $3, $4, $5)"
+#: For the answer to a rollback, in seconds; without one the connection is cut, which undoes as much.
+UNDO_TIMEOUT = 2.0
 
 
 class Transactions:
     """Calls handlers with a connection of the pool, in a transaction."""
 
     def __init__(
-        self, *, connection: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]], keep_history: bool
+        self,
+        *,
+        connection: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]],
+        keep_history: bool,
+        patience: float = CALL_TIMEOUT,
     ) -> None:
+        """`patience`: how many seconds completion and commit get at least, whatever is left of the job's timeout."""
         self._connection = connection
         self._keep_history = keep_history
+        self._patience = patience
 
     async def call(
         self, job: Job[Any], handler: Handler, *, seal: Callable[[Job[Any]], None], committed: Callable[[Attempt], None]
@@ -41,6 +52,7 @@ class Transactions:
         async with self._connection() as connection:
             transaction = connection.transaction()
             await transaction.start()
+            limit: asyncio.Timeout | None = None
             try:
                 outcome = returned(job, handler, await handler.function(job, connection))
                 if outcome.outcome != "completed":
@@ -50,21 +62,36 @@ class Transactions:
                     # Not sealed yet: a unique key may be held by somebody's open transaction for longer than the timeout.
                     await _enqueue(connection, job.chained)
                 seal(job)
-                if not self._keep_history:
-                    await connection.execute("select set_config('howdah.keep_history', 'off', true)")
-                await connection.fetchval(
-                    COMPLETE, job.id, job.lease, outcome.result, monotonic() - job.started, job.progress
-                )
+                # Nobody cancels it from here on, so it needs an end of its own: the answer may never come.
+                left = job.deadline - monotonic() if job.deadline < inf else 0.0
+                async with asyncio.timeout(max(left, self._patience)) as limit:
+                    if not self._keep_history:
+                        await connection.execute("select set_config('howdah.keep_history', 'off', true)")
+                    await connection.fetchval(
+                        COMPLETE, job.id, job.lease, outcome.result, monotonic() - job.started, job.progress
+                    )
+                    # A commit whose answer is lost fails the attempt; its ack then finds this lease in the history, or does not.
+                    await transaction.commit()
             except BaseException as error:
-                if not connection.is_closed():
-                    await transaction.rollback()
+                await _undo(connection, transaction)
                 if isinstance(error, asyncpg.PostgresError) and error.sqlstate == "JB008":
                     raise LeaseLostError(job.id, job.lease) from None
+                if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                    raise DatabaseUnavailableError("the completion was not answered for") from None
                 raise
-            # A commit whose answer is lost fails the attempt; its ack then finds this lease in the history, or does not.
-            await transaction.commit()
         committed(outcome)
         return None
+
+
+async def _undo(connection: asyncpg.Connection, transaction: Any) -> None:
+    """Roll back, if there is something to roll back and somebody who answers; else cut the connection."""
+    if connection.is_closed() or not connection.is_in_transaction():
+        return  # a commit that was refused has undone everything
+    try:
+        async with asyncio.timeout(UNDO_TIMEOUT):
+            await transaction.rollback()
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
 
 
 async def _enqueue(connection: asyncpg.Connection, links: list[bytes]) -> None:

@@ -388,7 +388,7 @@ async def test_a_claim_whose_reply_was_lost_gives_its_slots_back(connection: asy
     await set_limit(connection, "api", concurrency=1)
     job = await enqueue(connection, limits=["api"])
     [held] = await take(connection)
-    await connection.fetch(SQL["disclaim"], 1, held.lease)
+    await connection.fetch(SQL["disclaim"], 1, [held.lease])
     assert ids(await take(connection)) == [job]
 
 

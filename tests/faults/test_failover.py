@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import asyncpg
     from conftest import StartDaemon
+    from support.figures import Figures
 
 
 @pytest.fixture
@@ -47,8 +48,11 @@ async def caught_up(primary: asyncpg.Connection) -> bool:
     return behind == 0
 
 
+@pytest.mark.fault(
+    "Server", "the primary dies, its standby is promoted", "work goes on there within 2 s, nothing is lost or doubled"
+)
 async def test_work_goes_on_at_the_standby_that_was_promoted_and_nothing_that_it_has_is_lost_or_doubled(
-    daemon: StartDaemon, primary: EmbeddedPostgres, standby: Standby
+    daemon: StartDaemon, primary: EmbeddedPostgres, standby: Standby, figures: Figures
 ) -> None:
     connection = await connect_to(Database(primary.url(), "postgres"))
     checker = await Checker(connection).install()
@@ -75,7 +79,9 @@ async def test_work_goes_on_at_the_standby_that_was_promoted_and_nothing_that_it
     await aeventually(lambda: some_ended(second, before + 1), timeout=30)
     recovery = time.monotonic() - promoted_at
     await aeventually(lambda: is_empty(second), timeout=60)
-    await Checker(second).check()
+    figures.faults = 1
+    figures.recovered(recovery)
+    await Checker(second).check(figures=figures)
     assert checker is not None
     effects = await second.fetchval("select count(*) - count(distinct job_id) from public.effect")
     assert effects == 0
@@ -88,6 +94,7 @@ async def test_work_goes_on_at_the_standby_that_was_promoted_and_nothing_that_it
     second.terminate()
 
 
+@pytest.mark.fault("Server", "the address leads to a standby", "the worker waits until it is the primary, then works")
 async def test_an_address_that_leads_to_a_standby_is_waited_at_until_it_is_the_primary(
     daemon: StartDaemon, primary: EmbeddedPostgres, standby: Standby
 ) -> None:
@@ -110,6 +117,7 @@ async def some_ended(connection: asyncpg.Connection, count: int) -> bool:
     return found >= count
 
 
+@pytest.mark.fault("Server", "nobody lets the worker in", "it waits, and leaves when it is told to")
 async def test_a_worker_that_was_never_let_in_leaves_when_it_is_told_to(daemon: StartDaemon, standby: Standby) -> None:
     for url in (standby.url, standby.url.replace(str(standby.port), "1")):
         worker = await daemon(url=url, ready=False)

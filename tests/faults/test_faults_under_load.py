@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import asyncpg
     from conftest import StartDaemon
+    from support.figures import Figures
 
 TTL = 2
 
@@ -66,8 +67,11 @@ async def test_the_jobs_of_a_killed_daemon_are_completed_by_the_other_and_no_att
     assert await connection.fetchval("select count(*) from howdah.workers") == 1
 
 
+@pytest.mark.fault(
+    "Connections", "the wire breaks at random, under load", "each job ends once, each effect is there once"
+)
 async def test_a_wire_that_breaks_at_random_loses_and_doubles_nothing(
-    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database, figures: Figures
 ) -> None:
     await connection.execute("create table public.effects (job bigint)")
     async with proxied(database.url) as wire:
@@ -81,8 +85,10 @@ async def test_a_wire_that_breaks_at_random_loses_and_doubles_nothing(
             rows += await enqueue_many(connection, *jobs(500))
             await aeventually(lambda: is_almost_empty(connection, 20), timeout=45)
         wire.lose_answers = wire.lose_questions = 0.0
+        healed = time.monotonic()
         await aeventually(lambda: is_empty(connection), timeout=20)
-        cuts = wire.cuts
+        figures.recovered(time.monotonic() - healed)
+        figures.jobs, figures.faults = len(rows), (cuts := wire.cuts)
         assert await each_ended_once(connection, [row["id"] for row in rows])
         assert cuts > 5
         reconnects = await worker.metrics()
@@ -92,8 +98,11 @@ async def test_a_wire_that_breaks_at_random_loses_and_doubles_nothing(
         assert await worker.stop() == 0
 
 
+@pytest.mark.fault(
+    "Connections", "answers are lost at random, no history is kept", "no ack that was written counts as lost"
+)
 async def test_with_no_history_kept_an_ack_whose_answer_was_lost_is_no_lost_lease(
-    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database, figures: Figures
 ) -> None:
     async with proxied(database.url) as wire:
         worker = await daemon(url=wire.url, queues="default:20", history_days=0)
@@ -104,8 +113,10 @@ async def test_with_no_history_kept_an_ack_whose_answer_was_lost_is_no_lost_leas
             await enqueue_many(connection, *jobs(500))
             await aeventually(lambda: is_almost_empty(connection, 20), timeout=30)
         wire.lose_answers = 0.0
+        figures.faults = wire.cuts
         await aeventually(lambda: is_empty(connection), timeout=20)
         assert await worker.stop() == 0
+    figures.jobs = worker.log_events("stopped")[0]["processed"]
     assert await connection.fetchval("select count(*) from howdah.job_history") == 0
     assert worker.log_events("stopped")[0]["processed"] >= 1500
     assert not worker.log_events("lost lease")

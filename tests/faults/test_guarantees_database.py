@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from conftest import Connect, StartDaemon
     from support.daemon import Daemon
+    from support.figures import Figures
 
 log = logging.getLogger("figures")
 
@@ -117,8 +118,11 @@ async def once(job: Job) -> None:
 LONG = {"kind": "innocent", "payload": {"seconds": 4}}
 
 
+@pytest.mark.fault(
+    "Connections", "all workers are cut off for three ttl", "nobody rescues anybody, no attempt is counted"
+)
 async def test_a_broken_wire_does_not_make_workers_look_dead_to_one_another(
-    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     async with proxied(database.url) as wire:
@@ -135,16 +139,20 @@ async def test_a_broken_wire_does_not_make_workers_look_dead_to_one_another(
         wire.cut()
         await asyncio.sleep(3 * TTL)  # the outage itself; the server runs on, and its clock with it
         wire.refusing = False
+        healed, figures.faults = time.monotonic(), 1
+        await end_of(connection, await enqueue(connection, "innocent", priority=10))
+        figures.recovered(time.monotonic() - healed)
         await aeventually(lambda: is_empty(connection), timeout=30)
         for job in jobs:
             row = await checker.history_of(job)
             assert (row["state"], row["crashes"], row["attempt"]) == ("completed", 0, 1)
         await nobody_was_rescued(workers)
-        await checker.check()
+        await checker.check(figures=figures)
 
 
+@pytest.mark.fault("Connections", "one worker of two is cut off", "it lets its jobs go before the other takes them")
 async def test_a_worker_that_is_cut_off_lets_its_jobs_go_before_another_takes_them(
-    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     handlers = JOURNAL.replace('os.environ["HOWDAH_DATABASE_URL"]', repr(database.url)) + """
@@ -181,7 +189,8 @@ async def work(job: Job) -> None:
         wire.refusing = False
         await aeventually(lambda: lonely.log_events("taken for dead, entering again"))
         await aeventually(lambda: lonely.log_events("lost lease"))
-        await checker.check()
+        figures.faults = 1
+        await checker.check(figures=figures)
 
 
 async def test_users_who_hold_500_running_jobs_do_not_delay_the_acks_of_others(
@@ -279,8 +288,9 @@ async def test_an_idle_daemon_costs_next_to_nothing(
     assert memory < 90e6
 
 
+@pytest.mark.fault("Connections", "LISTEN is cut and refused", "a running job is cancelled within 2.5 s all the same")
 async def test_a_running_job_is_cancelled_within_a_second_or_two_also_by_a_deaf_worker(
-    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     async with proxied(database.url) as wire:
@@ -295,6 +305,8 @@ async def test_a_running_job_is_cancelled_within_a_second_or_two_also_by_a_deaf_
         await connection.execute("select howdah.cancel($1, 'anna', 'enough')", job)
         ended = await end_of(connection, job, timeout=2.5)
         assert (ended["state"], ended["cancelled_by"], ended["cancel_reason"]) == ("cancelled", "anna", "enough")
+        figures.faults = 1
+        await checker.check(figures=figures)
 
 
 async def starts_of(checker: Checker, jobs: list[int], count: int) -> bool:

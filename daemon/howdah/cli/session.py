@@ -11,7 +11,7 @@ import asyncpg
 import click
 
 from howdah.config import Config, load_config
-from howdah.database import CONNECT_TIMEOUT, connected
+from howdah.database import CALL_TIMEOUT, CONNECT_TIMEOUT, connected
 from howdah.errors import ConfigError, DatabaseUnavailableError
 
 if TYPE_CHECKING:
@@ -30,18 +30,27 @@ def with_connection(
 ) -> T:
     """Run a coroutine function with a connection to the database that the settings name; gives what it gives.
 
-    One try: a person or a script that asks wants to be told, not to wait. Raises ConfigError, DatabaseUnavailableError.
+    One try: a person or a script that asks wants to be told, not to wait. Raises ConfigError, DatabaseUnavailableError. A statement
+    that is not answered for a minute is given up, except where it may take long: a migration.
     """
+    patience = None if name == "migrate" else CALL_TIMEOUT
 
     async def run() -> T:
         async with AsyncExitStack() as stack:
             try:
-                connection = await stack.enter_async_context(connected(url, name=name))
+                connection = await stack.enter_async_context(connected(url, name=name, call_timeout=patience))
             except OSError as error:
                 raise DatabaseUnavailableError(f"no database answers at {_place(url)}: {_reason(error)}") from None
             except (asyncpg.InterfaceError, ValueError) as error:
                 raise ConfigError("HOWDAH_DATABASE_URL", str(error)) from None
-            return await call(connection, *arguments, **options)
+            try:
+                return await call(connection, *arguments, **options)
+            except TimeoutError as error:
+                if str(error):
+                    raise
+                raise DatabaseUnavailableError(
+                    f"{_place(url)} has gone silent: nothing heard for {CALL_TIMEOUT:g} s; whether it was done is unknown"
+                ) from None
 
     url = database_url(load_config(**flags))
     return asyncio.run(run())

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     Examination = Callable[[asyncpg.Connection], Awaitable[list[Finding]]]
 
+#: Longer than the server gives a statement, in seconds: who has not answered by then never will.
+PATIENCE = 35.0
 #: In the order of cause before effect.
 EXAMINATIONS: dict[str, Examination] = {
     "server": server.examine_server,
@@ -41,7 +43,7 @@ EXAMINATIONS: dict[str, Examination] = {
 async def examine(config: Config, url: str) -> AsyncIterator[Finding]:
     """Examine everything; gives the lines as they are found."""
     try:
-        async with connected(url, name="doctor") as connection:
+        async with connected(url, name="doctor", call_timeout=PATIENCE) as connection:
             # Other people's locks are no reason to hang.
             await connection.execute("set statement_timeout = '30s'; set lock_timeout = '2s'")
             for topic, look in EXAMINATIONS.items():
@@ -53,7 +55,7 @@ async def examine(config: Config, url: str) -> AsyncIterator[Finding]:
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         yield fail(
             "database",
-            f"it does not answer: {error or type(error).__name__}",
+            f"it does not answer: {str(error) or type(error).__name__}",
             "check HOWDAH_DATABASE_URL, and whether the server runs",
         )
         return
@@ -62,7 +64,7 @@ async def examine(config: Config, url: str) -> AsyncIterator[Finding]:
         for finding in await wire.examine_listen(config.listen_database_url or url, name):
             yield finding
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        yield fail("listen", f"{name} does not answer: {error or type(error).__name__}", f"check {name}")
+        yield fail("listen", f"{name} does not answer: {str(error) or type(error).__name__}", f"check {name}")
     for finding in await wire.examine_port(config.http_host, config.http_port):
         yield finding
 

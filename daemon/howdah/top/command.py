@@ -47,7 +47,7 @@ def top(*, once: bool, interval: float, **flags: Any) -> None:
     except KeyboardInterrupt:
         return
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        click.echo(f"howdah: {error or type(error).__name__}", err=True)
+        click.echo(f"howdah: {str(error) or type(error).__name__}", err=True)
         sys.exit(1)
 
 
@@ -71,7 +71,7 @@ async def _watch(url: str, *, once: bool, interval: float) -> None:
                         live.update(frame(now, console.width, console.height), refresh=True)
                         await asyncio.sleep(interval)
             except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError, OSError) as error:
-                live.update(f"the database is away: {error or type(error).__name__}", refresh=True)
+                live.update(f"the database is away: {str(error) or type(error).__name__}", refresh=True)
                 await asyncio.sleep(interval)
 
 
