@@ -13,6 +13,10 @@ from howdah.database import STATEMENTS, set_codecs, statements_kept
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+# What asyncpg's own reset leaves behind, before it and after it: whose rights the session has, temporary tables, and what
+# sequences gave last.
+_IDENTITY, _LEFT = "set session authorization default; reset role;", "discard temp; discard sequences;"
+
 
 class HandlerPool:
     """Lends connections; the first borrower opens the pool, and connections are made as they are needed."""
@@ -52,7 +56,13 @@ class HandlerPool:
                     min_size=0,
                     max_size=self._size,
                     init=set_codecs,
+                    reset=_reset,
                     statement_cache_size=await statements_kept(self._url, self._statement_cache_size),
                     server_settings={"application_name": self._name},
                 )
             return self._pool
+
+
+async def _reset(connection: asyncpg.Connection) -> None:
+    """Leave nothing of one borrower to the next. Not `discard all`: the statements that are kept prepared would go, too."""
+    await connection.execute(f"{_IDENTITY}\n{connection.get_reset_query()}\n{_LEFT}")

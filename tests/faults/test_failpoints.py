@@ -37,7 +37,9 @@ def at(point: object, fault: str, promise: str) -> Any:
     "point",
     [
         at(UNDONE, "killed inside its claim, before the commit", "the jobs stay ready and run elsewhere at once"),
-        at(DONE, "killed inside its claim, which the server then commits", "the jobs run elsewhere, no attempt counted"),
+        at(
+            DONE, "killed inside its claim, which the server then commits", "the jobs run elsewhere, no attempt counted"
+        ),
         at("answered", "killed right after its claim's commit", "the jobs run elsewhere, no attempt counted"),
     ],
 )
@@ -135,7 +137,11 @@ async def work(job: Job) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        at("waits", "killed in a drain, while running jobs are waited for", "those run again uncounted, the rest at once"),
+        at(
+            "waits",
+            "killed in a drain, while running jobs are waited for",
+            "those run again uncounted, the rest at once",
+        ),
         at("releases", "killed in a drain, while jobs in hand are given back", "all run elsewhere, no attempt counted"),
     ],
 )
