@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 MESS = (
     JOURNAL
     + """
-MESS = '''set search_path = pg_temp; set statement_timeout = 1; set session characteristics as transaction read only;
-  set role howdah_producer; select pg_advisory_lock(4712); create temp table effect (id int); insert into effect values (1);
-  create temp sequence numbers; select nextval('numbers'); listen somebody;
-  declare mine cursor with hold for select 1;'''
+MESS = '''create temp table effect (id int); insert into effect values (1); create temp sequence numbers; select nextval('numbers');
+  declare mine cursor with hold for select 1; listen somebody; select pg_advisory_lock(4712); set search_path = pg_temp;
+  set role howdah_producer; set statement_timeout = '1h'; set session characteristics as transaction read only;'''
 
 @handler("mess", max_attempts=1)
 async def mess(job: Job) -> None:
@@ -35,7 +34,6 @@ async def mess(job: Job) -> None:
         if "committed" in job.payload:
             await connection.execute("rollback")
         for statement in MESS.split(";")[:-1] if "committed" in job.payload else ():
-            await connection.execute("set statement_timeout = 0") if "lock" in statement else None
             await connection.execute(statement)
         await journal(job, "end")
         if "raises" in job.payload:
