@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TTL = 1
 
+NOT_DROWNED = "heartbeats go on, nothing is rescued, the memory serves again"
+
 HANDLERS = (
     JOURNAL
     + """
@@ -38,7 +40,7 @@ async def hold(job: Job) -> None:
 @handler("tasks")
 async def tasks(job: Job) -> int:
     await journal(job, "start")
-    waiting = [asyncio.create_task(asyncio.sleep(0.5)) for _ in range(100_000)]
+    waiting = [asyncio.create_task(asyncio.sleep(0.5)) for _ in range(job.payload["tasks"])]
     await asyncio.gather(*waiting)
     await journal(job, "end")
     return len(waiting)
@@ -86,10 +88,10 @@ async def test_a_worker_that_held_the_gil_too_long_is_refused_and_enters_again(
     daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
-    holding = await daemon(HANDLERS, lease_ttl=TTL)
-    job = await enqueue(connection, "hold", {"seconds": 4, "once": True})
-    await aeventually(lambda: checker.starts(job))
-    other = await daemon(HANDLERS, lease_ttl=TTL)
+    pair = await asyncio.gather(*(daemon(HANDLERS, lease_ttl=TTL) for _ in range(2)))
+    job = await enqueue(connection, "hold", {"seconds": 5, "once": True})
+    [start] = await aeventually(lambda: checker.starts(job))
+    holding, other = sorted(pair, key=lambda worker: str(worker.process.pid) != start.worker)
     ended = await end_of(connection, job)
     assert (ended["state"], ended["attempt"], ended["crashes"], ended["worker"]) == ("completed", 1, 0, other.worker)
     await aeventually(lambda: holding.log_events("lost lease"))
@@ -103,30 +105,36 @@ async def test_a_worker_that_held_the_gil_too_long_is_refused_and_enters_again(
     await checker.check(figures=figures)
 
 
-@pytest.mark.fault(
-    "Event loop", "a handler makes 100,000 tasks", "heartbeats go on, nothing is rescued, the memory is given back"
-)
-async def test_a_hundred_thousand_tasks_of_a_handler_stop_no_heartbeat_and_their_memory_comes_back(
-    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        pytest.param(20_000, marks=pytest.mark.fault("Event loop", "a handler makes 20,000 tasks", NOT_DROWNED)),
+        pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.fault("Event loop", "a handler makes 100,000 tasks", NOT_DROWNED)]),
+    ],
+)  # fmt: skip
+async def test_many_tasks_of_a_handler_stop_no_heartbeat_and_their_memory_comes_back(
+    tasks: int, daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     started = await asyncio.gather(*(daemon(HANDLERS, lease_ttl=3) for _ in range(2)))
     workers = {worker.worker: worker for worker in started}
-    job = await enqueue(connection, "tasks")
-    await aeventually(lambda: checker.starts(job))
-    running: int = await connection.fetchval("select leased_by from howdah.jobs where id = $1", job)
-    busy = workers[running]
-    before = most = resident(busy)
-    await enqueue_many(connection, *[{"kind": "innocent"}] * 10)
-    while not await has_ended(connection, job):
-        assert await busy.metric("howdah_heartbeat_age_seconds") < 3
-        most = max(most, resident(busy))
-        await asyncio.sleep(0.1)
-    ended = await end_of(connection, job)
-    assert (ended["result"], ended["attempt"], ended["worker"]) == (100_000, 1, running)
-    figures.faults += 1
-    assert most > before + (50 << 20)
-    await aeventually(lambda: resident(busy) < before + (most - before) / 3)
+    most: dict[int, list[int]] = {worker: [] for worker in workers}
+    for _ in range(3):
+        job = await enqueue(connection, "tasks", {"tasks": tasks})
+        await aeventually(lambda job=job: checker.starts(job))
+        running: int = await connection.fetchval("select leased_by from howdah.jobs where id = $1", job)
+        busy, sizes = workers[running], [0]
+        await enqueue_many(connection, *[{"kind": "innocent"}] * 10)
+        while not await has_ended(connection, job):
+            assert await busy.metric("howdah_heartbeat_age_seconds") < 3
+            sizes.append(resident(busy))
+            await asyncio.sleep(0.1)
+        most[running].append(max(sizes))
+        ended = await end_of(connection, job)
+        assert (ended["result"], ended["attempt"], ended["worker"]) == (tasks, 1, running)
+        figures.faults += 1
+    # Of three rounds one worker had two: what the first took has served the second.
+    assert all(sizes[-1] < sizes[0] * 1.3 for sizes in most.values() if sizes), most
     assert not any(worker.log_events("rescued") for worker in started)
     await checker.check(figures=figures)
 
