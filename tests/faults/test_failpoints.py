@@ -26,11 +26,12 @@ TTL = 1
 
 #: A session that the server ends with its client, and one that goes on to its end because the server does not notice.
 UNDONE, DONE = "undone", "done"
+LONG = pytest.mark.long
 
 
-def at(point: object, fault: str, promise: str) -> Any:
+def at(point: str, fault: str, promise: str, *more: pytest.MarkDecorator) -> Any:
     """A point at which a worker is killed."""
-    return pytest.param(point, marks=pytest.mark.fault("Process", fault, promise), id=str(point))
+    return pytest.param(point, marks=[pytest.mark.fault("Process", fault, promise), *more], id=point)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,10 @@ def at(point: object, fault: str, promise: str) -> Any:
     [
         at(UNDONE, "killed inside its claim, before the commit", "the jobs stay ready and run elsewhere at once"),
         at(
-            DONE, "killed inside its claim, which the server then commits", "the jobs run elsewhere, no attempt counted"
+            DONE,
+            "killed inside its claim, which the server then commits",
+            "the jobs run elsewhere, no attempt counted",
+            LONG,
         ),
         at("answered", "killed right after its claim's commit", "the jobs run elsewhere, no attempt counted"),
     ],
@@ -155,7 +159,7 @@ async def test_a_worker_killed_in_its_drain_loses_and_punishes_nothing(
     rows = await enqueue_many(connection, *[{"kind": "work", "payload": {"n": n}} for n in range(25)])
     ids = [row["id"] for row in rows]
     await aeventually(lambda: has_started(checker, ids, 3))
-    in_hand = await aeventually(lambda: claimed(connection, more_than=5))
+    await aeventually(lambda: claimed(connection, more_than=5))
     gate = Gate(connection)
     if point == "releases":
         await gate.shut(*GIVING_BACK)
@@ -168,6 +172,7 @@ async def test_a_worker_killed_in_its_drain_loses_and_punishes_nothing(
     killed = time.monotonic()
     if point == "releases":
         await gate.end_waiting()
+    held = await claimed(connection)
     (victim.folder.parent / "go").touch()
     survivor = await daemon(DRAINED, queues="default:3", lease_ttl=TTL)
     await aeventually(lambda: is_empty(connection), 20)
@@ -175,7 +180,7 @@ async def test_a_worker_killed_in_its_drain_loses_and_punishes_nothing(
     figures.recovered(time.monotonic() - killed)
 
     assert await standings(connection) == [("completed", 1, 0)]
-    assert rescued_by(survivor) == (in_hand if point == "releases" else 3)
+    assert rescued_by(survivor) == held
     assert len(await checker.starts(*ids)) == 25 + 3
     await checker.check(figures=figures)
 
@@ -184,7 +189,7 @@ async def test_a_worker_killed_in_its_drain_loses_and_punishes_nothing(
     "point",
     [
         at(UNDONE, "the rescuer is killed inside its rescue, before the commit", "the next one rescues, each crash counts once"),
-        at(DONE, "the rescuer is killed inside its rescue, which commits", "the jobs run elsewhere, each crash counts once"),
+        at(DONE, "the rescuer is killed inside its rescue, which commits", "the jobs run elsewhere, each crash counts once", LONG),
         at("answered", "the rescuer is killed right after its rescue's commit", "the jobs run elsewhere, each crash counts once"),
     ],
 )  # fmt: skip

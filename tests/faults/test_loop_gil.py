@@ -89,7 +89,7 @@ async def test_a_worker_that_held_the_gil_too_long_is_refused_and_enters_again(
 ) -> None:
     checker = await Checker(connection).install()
     pair = await asyncio.gather(*(daemon(HANDLERS, lease_ttl=TTL) for _ in range(2)))
-    job = await enqueue(connection, "hold", {"seconds": 5, "once": True})
+    job = await enqueue(connection, "hold", {"seconds": 3, "once": True})
     [start] = await aeventually(lambda: checker.starts(job))
     holding, other = sorted(pair, key=lambda worker: str(worker.process.pid) != start.worker)
     ended = await end_of(connection, job)
