@@ -27,6 +27,9 @@ async def fails(job: Job) -> None:
     await quick_journal(job, "start")
     raise ValueError("at once")
 
+@handler("probe")
+async def probe(job: Job) -> None: ...
+
 @handler("splits")
 async def splits(job: Job) -> None:
     await quick_journal(job, "start")
@@ -101,7 +104,7 @@ async def longest_wait(connection: asyncpg.Connection) -> float:
     probes: list[int] = []
     rounds = 0
     while await connection.fetchval("select exists (select from howdah.jobs where kind in ('fails', 'splits'))"):
-        probes += [await enqueue(connection, "innocent", queue=queue) for queue in ("default", "other")]
+        probes += [await enqueue(connection, "probe", queue=queue) for queue in ("default", "other")]
         rounds += 1
         await asyncio.sleep(0.05)
     await aeventually(lambda: is_empty(connection), 20)
