@@ -165,6 +165,8 @@ class Executor:
         # An attempt that was let go may end after the next one at the same job has begun here.
         if self.running.get(job.id) is job:
             del self.running[job.id]
+        if job.loans is not None:
+            job.loans.end()
         # A cancellation that the handler swallowed must not be left to the next job in this slot.
         while job.task is not None and job.task.cancelling():
             job.task.uncancel()

@@ -63,6 +63,13 @@ class Steps(Protocol):
     """The steps of one attempt; only their owner looks inside."""
 
 
+class Loans(Protocol):
+    """The connections that one attempt has borrowed."""
+
+    def end(self) -> None:
+        """Take back what was not given back; called when the attempt has ended."""
+
+
 class Services(Protocol):
     """What a running job may ask of its worker."""
 
@@ -75,7 +82,7 @@ class Services(Protocol):
     def enqueue(self, job: Job[Any], kind: str, payload: Any, options: Mapping[str, Any]) -> None:
         """Keep a job to be enqueued with the ack of this one."""
 
-    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+    def connection(self, job: Job[Any]) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection of the handlers' pool."""
 
 
@@ -102,6 +109,7 @@ class Job(Generic[P]):
         "interrupted",
         "kind",
         "lease",
+        "loans",
         "max_attempts",
         "payload",
         "priority",
@@ -166,6 +174,7 @@ class Job(Generic[P]):
     # The jobs that it asked for, each as JSON.
     chained: list[bytes] | None
     steps: Steps | None
+    loans: Loans | None
     services: Services
     task: asyncio.Task[None] | None
 
@@ -235,8 +244,8 @@ class Job(Generic[P]):
         return _DONE
 
     def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        """Lend a connection of the handlers' pool for the length of a `async with`."""
-        return self.services.connection()
+        """Lend a connection of the handlers' pool for the length of an `async with`, at most of this attempt."""
+        return self.services.connection(self)
 
 
 class _Done:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("howdah.pool")
 
+# What asyncpg's own reset leaves behind, before it and after it: whose rights the session has, temporary tables, and what
+# sequences gave last.
+_IDENTITY, _LEFT = "set session authorization default; reset role;", "discard temp; discard sequences;"
+
 
 class HandlerPool:
     """Lends connections; the first borrower opens the pool, and connections are made as they are needed."""
@@ -63,6 +67,7 @@ class HandlerPool:
                     min_size=0,
                     max_size=self._size,
                     init=_prepare,
+                    reset=_reset,
                     timeout=CONNECT_TIMEOUT,
                     statement_cache_size=kept,
                     server_settings={"application_name": self._name} | settings_for(self._url),
@@ -73,3 +78,8 @@ class HandlerPool:
 async def _prepare(connection: asyncpg.Connection) -> None:
     async with asyncio.timeout(CONNECT_TIMEOUT):
         await set_codecs(connection)
+
+
+async def _reset(connection: asyncpg.Connection) -> None:
+    """Leave nothing of one borrower to the next. Not `discard all`: the statements that are kept prepared would go, too."""
+    await connection.execute(f"{_IDENTITY}\n{connection.get_reset_query()}\n{_LEFT}")

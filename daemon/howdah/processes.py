@@ -175,7 +175,7 @@ class _ChildServices:
         with self._one_by_one:
             job.chained = [*(job.chained or ()), asked]
 
-    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+    def connection(self, _job: Job[Any]) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Refuse: the pool is the daemon's."""
         raise _not_here("job.connection")
 

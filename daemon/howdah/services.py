@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from howdah.chaining import link
 from howdah.jsontext import encode
+from howdah.loans import Loans
 from howdah.steps import Steps
 from howdah.tracecontext import traced
 
@@ -53,6 +54,8 @@ class WorkerServices:
         with self._one_by_one:
             job.chained = [*(job.chained or ()), asked]
 
-    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        """Lend a connection of the handlers' pool."""
-        return self._connection()
+    def connection(self, job: Job[Any]) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """Lend a connection of the handlers' pool, for as long as the attempt lasts at most. On the loop."""
+        if job.loans is None:
+            job.loans = Loans(job)
+        return cast("Loans", job.loans).lend(self._connection())

@@ -356,5 +356,5 @@ def job_of(row: Any, lease: int) -> Job[Any]:
     job.told_start = False
     job.start_first = job.max_attempts == 1
     job.task = None
-    job.progress = job.reported = job.steps = job.chained = None
+    job.progress = job.reported = job.steps = job.loans = job.chained = None
     return job

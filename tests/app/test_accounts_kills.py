@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from support.auth_server import FaultyAuthServer
 from support.eventually import aeventually
-from support.facts import is_empty
+from support.facts import count_ends, is_empty
 from support.jobs import enqueue
 from support.people import create, new_module, new_user, one_of_each, rows_of
 from support.smtp import FaultyMailServer
@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from conftest import StartApp
 
     Connect = Callable[[], Awaitable[asyncpg.Connection]]
+    from support.figures import Figures
 
 pytestmark = pytest.mark.faults
 
 PASSWORD = "a password"
 
 
+@pytest.mark.fault(
+    "Process", "killed at five points of the making of students", "one user, one student and one mail each"
+)
 async def test_a_worker_killed_anywhere_in_the_making_of_students_leaves_one_of_everything(
-    connection: asyncpg.Connection, connect: Connect, app_daemon: StartApp
+    connection: asyncpg.Connection, connect: Connect, app_daemon: StartApp, figures: Figures
 ) -> None:
     # Never again (d): a retry after the auth step, or after the transaction, made things twice.
     manager, module = await new_user(connection), await new_module(connection)
@@ -81,10 +85,13 @@ async def test_a_worker_killed_anywhere_in_the_making_of_students_leaves_one_of_
         assert await connection.fetchval("select bool_and(welcome_email_sent) from app.students")
         assert await connection.fetchval("select count(*) from howdah.job_history where state = 'completed'") == 10
         assert await connection.fetchval("select count(*) from app.students") == 5
+    figures.faults += 5
+    await count_ends(connection, figures)
 
 
+@pytest.mark.fault("Process", "killed while it sends mails", "none twice but the one on the wire, under the same id")
 async def test_a_worker_killed_while_it_welcomes_sends_nothing_twice_but_what_was_on_the_wire(
-    connection: asyncpg.Connection, connect: Connect, app_daemon: StartApp
+    connection: asyncpg.Connection, connect: Connect, app_daemon: StartApp, figures: Figures
 ) -> None:
     flags, mails = await connect(), FaultyMailServer()
     mails.hold_taken = 2
@@ -116,6 +123,8 @@ async def test_a_worker_killed_while_it_welcomes_sends_nothing_twice_but_what_wa
         copies = [mail["Message-ID"] for mail in mails.mails if mail["To"].addresses[0].addr_spec == on_the_wire]
         assert len(set(copies)) == 1
         assert await connection.fetchval("select bool_and(welcome_email_sent) from app.students")
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
 async def stuck(connection: asyncpg.Connection, query: str, number: int) -> bool:

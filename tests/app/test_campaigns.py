@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.eventually import aeventually
-from support.facts import has_ended, is_empty
+from support.facts import count_ends, has_ended, is_empty
 
 from demo.bot_api import Act, BotApi
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import asyncpg
     from conftest import StartApp
     from support.daemon import Daemon
+    from support.figures import Figures
 
 TOKEN = "123456:CANARY-token_of-the-bot"
 FINAL = {"completed", "cancelled", "failed"}
@@ -185,10 +186,17 @@ async def test_a_channel_that_is_set_too_fast_is_calmed_by_the_server_and_loses_
 
 
 @pytest.mark.faults
+@pytest.mark.fault(
+    "Process",
+    "killed while it sends a campaign of messages",
+    "only messages on the wire may come twice, and are named; the rate holds",
+)
 async def test_a_killed_worker_costs_at_most_the_messages_on_the_wire_twice_and_the_rate_is_kept(
-    connection: asyncpg.Connection, bot: BotApi, daemon: StartApp
+    connection: asyncpg.Connection, bot: BotApi, daemon: StartApp, figures: Figures
 ) -> None:
     await two_workers_one_killed(connection, bot, daemon, recipients=100, rate=50, settle=20)
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
 @pytest.mark.long

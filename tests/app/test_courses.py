@@ -24,6 +24,7 @@ from support.courses import (
     steps_of,
 )
 from support.eventually import aeventually
+from support.facts import count_ends
 from support.jobs import enqueue
 from support.web import website
 
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 
     import asyncpg
     from conftest import StartApp
+    from support.figures import Figures
 
     from howdah.testing.databases import Database
-
 
 KINDS = ("process_document", "summarize_document", "structure_course")
 
@@ -221,8 +222,11 @@ async def test_a_course_that_is_deleted_under_its_jobs_leaves_them_cancelled_wit
     [{"summarize_document"}, pytest.param(set(KINDS), marks=pytest.mark.long)],
     ids=["summary", "every_stage"],
 )
+@pytest.mark.fault(
+    "Process", "killed in the making of a course", "one of everything; each service asked once more at most"
+)
 async def test_a_worker_that_is_killed_at_any_stage_leaves_one_of_everything(
-    killed_at: set[str], connection: asyncpg.Connection, app_daemon: StartApp, shelf: Shelf
+    killed_at: set[str], connection: asyncpg.Connection, app_daemon: StartApp, shelf: Shelf, figures: Figures
 ) -> None:
     course = await new_course(connection)
     async with website() as site, chat_server() as chat:
@@ -265,3 +269,5 @@ async def test_a_worker_that_is_killed_at_any_stage_leaves_one_of_everything(
     assert document["status"] == "completed"
     assert await states_of(connection, course) == {kind: ["completed"] for kind in KINDS}
     assert (await course_of(connection, course))["generation_progress"]["percentage"] == 100
+    figures.faults += len(killed_at)
+    await count_ends(connection, figures)

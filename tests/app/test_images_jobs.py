@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 from support.eventually import aeventually
+from support.facts import count_ends
 from support.jobs import enqueue
 from support.pictures import SVG, animation, bomb, chunks_of, encoded, palette_with_a_hole, photograph, two_halves
 from support.web import Web, website
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     Connect = Callable[[], Awaitable[asyncpg.Connection]]
     StartDaemon = Callable[..., Awaitable[Daemon]]
+
+    from support.figures import Figures
 
 
 @pytest.fixture
@@ -113,8 +116,11 @@ async def test_good_pictures_are_shown_and_bad_ones_end_with_a_reason_and_cost_t
 
 
 @pytest.mark.faults
+@pytest.mark.fault(
+    "Process", "killed between a file and its row", "shown in the end, and no file is left that nobody finds"
+)
 async def test_a_worker_killed_between_the_file_and_the_row_leaves_nothing_that_nobody_finds(
-    connection: asyncpg.Connection, connect: Connect, site: Web, daemon: StartDaemon, tmp_path: Path
+    connection: asyncpg.Connection, connect: Connect, site: Web, daemon: StartDaemon, tmp_path: Path, figures: Figures
 ) -> None:
     """Somebody edits both posts meanwhile, so the job has written its file and waits to have it shown."""
     first = await daemon()
@@ -146,6 +152,8 @@ async def test_a_worker_killed_between_the_file_and_the_row_leaves_nothing_that_
     rows = await connection.fetch("select key, post_id from app.post_images")
     assert {row["post_id"] for row in rows} == {kept}
     assert {row["key"] for row in rows} == set(files_of(tmp_path))
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
 async def test_an_image_that_changes_while_the_old_one_is_fetched_is_the_one_that_is_shown(

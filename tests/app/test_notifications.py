@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 from support.eventually import aeventually
-from support.facts import end_of, is_empty
+from support.facts import count_ends, end_of, is_empty
 from support.jobs import enqueue
 from support.people import new_user
 from support.smtp import FaultyMailServer
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from howdah.testing import JobOutcome
 
     Json = dict[str, Any]
+
+    from support.figures import Figures
 
 
 class Hook:
@@ -145,8 +147,11 @@ async def test_a_title_or_an_address_that_would_write_headers_is_refused(
 
 
 @pytest.mark.faults
+@pytest.mark.fault(
+    "Process", "killed while a webhook answers", "no second mail; a second call says that it is the same"
+)
 async def test_a_worker_killed_while_it_tells_somebody_tells_nobody_twice_without_saying_that_it_is_the_same(
-    connection: asyncpg.Connection, app_daemon: StartApp, mails: FaultyMailServer, hook: Hook
+    connection: asyncpg.Connection, app_daemon: StartApp, mails: FaultyMailServer, hook: Hook, figures: Figures
 ) -> None:
     hook.free.clear()
     settings = {"app_smtp_port": mails.port, "app_fetch_allow": "127.0.0.0/8"}
@@ -165,6 +170,8 @@ async def test_a_worker_killed_while_it_tells_somebody_tells_nobody_twice_withou
     assert Counter(mails.recipients) == {"ada@example.org": 1}
     assert [key for key, _ in hook.got] == [hook.got[0][0]] * 2
     assert await is_empty(connection)
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
 # -- words for the above ----------------------------------------------------------------------------------------------

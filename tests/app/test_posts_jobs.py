@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from support.eventually import aeventually
+from support.facts import count_ends
 from support.jobs import enqueue, enqueue_coalesced, refused, status
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     Connect = Callable[[], Awaitable[asyncpg.Connection]]
     StartDaemon = Callable[[], Awaitable[Daemon]]
+
+    from support.figures import Figures
 
 
 @pytest.fixture
@@ -68,8 +71,9 @@ async def test_a_steady_stream_of_likes_is_counted_once_per_delay_while_it_lasts
 
 
 @pytest.mark.faults
+@pytest.mark.fault("Process", "killed while it waits for the row to be counted into", "another counts")
 async def test_a_count_that_died_with_its_worker_is_made_by_another(
-    app: asyncpg.Connection, connect: Connect, daemon: StartDaemon
+    app: asyncpg.Connection, connect: Connect, daemon: StartDaemon, figures: Figures
 ) -> None:
     post, editor = await new_post(app), await connect()
     first = await daemon()
@@ -85,6 +89,8 @@ async def test_a_count_that_died_with_its_worker_is_made_by_another(
     job = await app.fetchrow("select worker, attempt, state from howdah.job_status")
     assert tuple(job) == (second.worker, 1, "completed")
     assert await second.metric("howdah_rescued_total") == 1
+    figures.faults += 1
+    await count_ends(app, figures)
 
 
 async def test_a_count_of_a_post_that_is_gone_says_so_and_is_no_failure(

@@ -45,7 +45,7 @@ async def test_a_good_life_passes(connection: asyncpg.Connection) -> None:
         (START, "started twice under one lease"),
         (f"update {HISTORY} set lease = 5", "written under lease 5"),
         (f"update {HISTORY} set attempt = 4", "4 attempts of at most 3"),
-        (f"update {HISTORY} set crashes = 1", "1 crashes, but only 0 starts without an end"),
+        (f"update {HISTORY} set crashes = 1", "1 crashes, but only 0 starts that came to no end"),
         (f"delete from journal; update {HISTORY} set state = 'dead'", "and never started"),
         (f"insert into effect values (1, 1); update {HISTORY} set kind = 'effect', state = 'dead'", "its effect is there 1 times"),
         (f"update {HISTORY} set kind = 'effect'", "its effect is there 0 times"),

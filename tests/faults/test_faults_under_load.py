@@ -10,7 +10,7 @@ import pytest
 from support.cluster import Database, connect_to
 from support.daemon import howdah
 from support.eventually import aeventually
-from support.facts import RECORD, each_ended_once, end_of, is_empty, make_runs, runs
+from support.facts import RECORD, count_ends, each_ended_once, end_of, is_empty, make_runs, runs
 from support.jobs import enqueue, enqueue_many
 from support.proxy import proxied
 
@@ -44,8 +44,11 @@ def jobs(count: int, kind: str = "work") -> list[dict[str, Any]]:
     return [{"kind": kind, "payload": {"n": n}} for n in range(count)]
 
 
+@pytest.mark.fault(
+    "Process", "one of two workers is killed under load", "the other completes its jobs, no attempt counted"
+)
 async def test_the_jobs_of_a_killed_daemon_are_completed_by_the_other_and_no_attempt_is_counted(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     await make_runs(connection)
     first = await daemon(RECORD, queues="default:10", lease_ttl=TTL)
@@ -65,6 +68,8 @@ async def test_the_jobs_of_a_killed_daemon_are_completed_by_the_other_and_no_att
     workers = await connection.fetch("select distinct leased_by from howdah.job_history where id = any ($1)", held)
     assert (second.worker,) in [tuple(row) for row in workers]
     assert await connection.fetchval("select count(*) from howdah.workers") == 1
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
 @pytest.mark.fault(

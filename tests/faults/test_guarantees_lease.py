@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 from support.checker import JOURNAL, Checker
 from support.eventually import aeventually
 from support.facts import end_of, has_ended
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import asyncpg
     from conftest import Connect, StartDaemon
     from support.daemon import Daemon
+    from support.figures import Figures
 
 TTL = 1
 
@@ -41,8 +43,11 @@ async def work(job: Job) -> dict[str, Any]:
 )
 
 
+@pytest.mark.fault(
+    "Process", "frozen (SIGSTOP) beyond its ttl", "its late ack is refused; it enters again and works on"
+)
 async def test_a_frozen_worker_s_late_ack_is_refused_and_it_enters_again_and_works_on(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     frozen = await daemon(SLOW_AT_FIRST, lease_ttl=TTL)
@@ -69,11 +74,15 @@ async def test_a_frozen_worker_s_late_ack_is_refused_and_it_enters_again_and_wor
     assert again["result"] == {"by": frozen.process.pid}
     assert again["worker"] != frozen.worker
     assert frozen.log_events("claims again")
-    await checker.check()
+    figures.faults += 1
+    await checker.check(figures=figures)
 
 
+@pytest.mark.fault(
+    "Process", "frozen (SIGSTOP) beyond its ttl, and back while another runs its job", "the late ack ends nothing"
+)
 async def test_a_late_ack_does_not_end_a_job_that_another_worker_runs_by_now(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     frozen = await daemon(SLOW_AT_FIRST, lease_ttl=TTL)
@@ -92,11 +101,15 @@ async def test_a_late_ack_does_not_end_a_job_that_another_worker_runs_by_now(
     slow.unlink()
     ended = await end_of(connection, job)
     assert (ended["result"], ended["worker"]) == ({"by": other.process.pid}, other.worker)
-    await checker.check()
+    figures.faults += 1
+    await checker.check(figures=figures)
 
 
+@pytest.mark.fault(
+    "Event loop", "a handler blocks the loop for three ttl", "no rescue, no second run; heartbeat and port go on"
+)
 async def test_a_handler_that_blocks_the_loop_for_three_ttl_is_not_rescued_and_the_port_answers_meanwhile(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     handlers = JOURNAL + """
@@ -127,11 +140,17 @@ async def work(job: Job) -> None:
     assert ended["duration"].total_seconds() >= 3 * TTL
     assert len(await checker.starts(job)) == 1
     assert not any(worker.log_events("rescued") for worker in workers.values())
-    await checker.check()
+    figures.faults += 1
+    await checker.check(figures=figures)
 
 
+@pytest.mark.fault(
+    "Event loop",
+    "a handler blocks the loop for good",
+    "given up with all stacks and exit 75; its job runs elsewhere uncounted",
+)
 async def test_a_hung_loop_is_given_up_with_every_stack_in_the_log_and_exit_75(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     handlers = JOURNAL + """
@@ -156,11 +175,15 @@ async def hang_for_good(job: Job) -> None:
     await daemon(handlers, lease_ttl=TTL)
     ended = await end_of(connection, job)
     assert (ended["state"], ended["attempt"], ended["crashes"]) == ("completed", 1, 0)
-    await checker.check()
+    figures.faults += 1
+    await checker.check(figures=figures)
 
 
+@pytest.mark.fault(
+    "Users", "somebody holds the row whose start must be written", "the handler is called when it is written, once"
+)
 async def test_a_job_whose_row_is_held_when_its_start_must_be_written_waits_and_is_then_run_once(
-    daemon: StartDaemon, connection: asyncpg.Connection, connect: Connect
+    daemon: StartDaemon, connection: asyncpg.Connection, connect: Connect, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     handlers = JOURNAL + """
@@ -189,7 +212,8 @@ async def work(job: Job) -> None:
     ended = await end_of(connection, job)
     assert ended["state"] == "completed"
     assert len(await checker.starts(job)) == 1
-    await checker.check()
+    figures.faults += 1
+    await checker.check(figures=figures)
 
 
 async def started(checker: Checker, job: int, times: int) -> bool:

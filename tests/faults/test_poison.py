@@ -6,9 +6,10 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 from support.checker import JOURNAL, Checker
 from support.eventually import aeventually
-from support.facts import end_of, has_ended, is_empty
+from support.facts import count_ends, end_of, has_ended, is_empty
 from support.jobs import add_worker, claim, enqueue, enqueue_many, live
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
     from support.daemon import Daemon
+    from support.figures import Figures
 
 TTL = 1
 
@@ -56,8 +58,11 @@ async def supervised(start: StartDaemon) -> AsyncIterator[list[Daemon]]:
         supervisor.cancel()
 
 
+@pytest.mark.fault(
+    "Process", "a job kills every worker that runs it", "dead after three starts at most; 500 others pay nothing"
+)
 async def test_one_poison_job_among_500_innocent_ones_is_started_three_times_at_most_and_dies_alone(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     innocent = {"kind": "innocent", "payload": {"seconds": 0.01}}
@@ -77,11 +82,13 @@ async def test_one_poison_job_among_500_innocent_ones_is_started_three_times_at_
         from howdah.job_history where kind = 'innocent'"""
     )
     assert tuple(counts) == (500, 0, 1)
-    await checker.check()
+    figures.faults += len(starts)
+    await checker.check(figures=figures)
 
 
+@pytest.mark.fault("Process", "killed while a suspect waits for its slot", "no crash counted")
 async def test_a_suspect_that_waits_for_a_slot_when_its_worker_dies_is_not_punished(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     worker = await daemon(HANDLERS, lease_ttl=TTL, queues="default:1")
@@ -98,10 +105,13 @@ async def test_a_suspect_that_waits_for_a_slot_when_its_worker_dies_is_not_punis
     row = await live(connection, suspect)
     assert row is not None
     assert (row["suspect"], row["crashes"], row["attempt"]) == (True, 0, 0)
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
+@pytest.mark.fault("Process", "a suspect kills the worker right after another one ended", "who ended does not pay")
 async def test_a_suspect_that_ended_is_written_down_before_the_next_one_may_bring_the_worker_down(
-    daemon: StartDaemon, connection: asyncpg.Connection, connect: object
+    daemon: StartDaemon, connection: asyncpg.Connection, connect: object, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     innocent = await make_suspect(connection, "innocent", seconds=0.5)
@@ -117,11 +127,17 @@ async def test_a_suspect_that_ended_is_written_down_before_the_next_one_may_brin
         await aeventually(lambda: has_ended(connection, innocent, poison), timeout=30)
     assert (await checker.history_of(innocent))["crashes"] == 0
     assert (await checker.history_of(poison))["state"] == "dead"
-    await checker.check()
+    figures.faults += 1
+    await checker.check(figures=figures)
 
 
+@pytest.mark.fault(
+    "Process",
+    "killed before and after the start of jobs that may run at most once",
+    "run if it was before, dead if after, never started twice",
+)
 async def test_an_at_most_once_job_is_dead_if_its_worker_died_after_its_start_and_is_run_if_before(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     begun = await enqueue(connection, "once", {"kill": True}, max_attempts=1)
@@ -141,7 +157,8 @@ async def test_an_at_most_once_job_is_dead_if_its_worker_died_after_its_start_an
     assert len(await checker.starts(begun)) == 1
     assert len(await checker.starts(waiting)) == 1
     assert sum(line["jobs"] + line["buried"] for line in second.log_events("rescued")) == 2
-    await checker.check()
+    figures.faults += 2
+    await checker.check(figures=figures)
 
 
 async def make_suspect(connection: asyncpg.Connection, kind: str, **payload: float) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.eventually import aeventually
-from support.facts import end_of, has_ended, is_empty
+from support.facts import count_ends, end_of, has_ended, is_empty
 from support.jobs import enqueue, live, status
 from support.proxy import proxied
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from support.cluster import Database
 
     Connect = Callable[[], Awaitable[asyncpg.Connection]]
+    from support.figures import Figures
 
 HANDLERS = """
 class Note(BaseModel):
@@ -246,8 +247,11 @@ async def link(job: Job) -> Any:
 
 
 @pytest.mark.faults
+@pytest.mark.fault(
+    "Process", "killed before, at and after the enqueue of the next job of a chain", "each link is there exactly once"
+)
 async def test_a_chain_whose_workers_are_killed_at_each_point_has_each_link_exactly_once(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     links = 8
 
@@ -268,6 +272,8 @@ async def test_a_chain_whose_workers_are_killed_at_each_point_has_each_link_exac
     rows = await connection.fetch("select payload -> 'n' as n, state, attempt from howdah.job_history order by id")
     assert [row["n"] for row in rows] == list(range(1, links + 1))
     assert {(row["state"], row["attempt"]) for row in rows} == {("completed", 1)}
+    figures.faults += links * 3 // 4
+    await count_ends(connection, figures)
 
 
 async def has_link(connection: asyncpg.Connection, n: int) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
     from support.daemon import Daemon
+    from support.figures import Figures
 
 log = logging.getLogger("figures")
 
@@ -68,8 +69,13 @@ async def work(job: Job) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.fault(
+    "Event loop",
+    "handlers swallow their cancellation, or block the loop or a thread, in a drain",
+    "the worker leaves in time; their jobs run elsewhere uncounted",
+)
 async def test_no_handler_can_outlive_the_hard_deadline_and_no_job_is_counted_for_it(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     handlers = JOURNAL + """
@@ -120,7 +126,8 @@ def thread(job: Job) -> None:
     for kind in kinds:
         row = await end_of(connection, jobs[kind], timeout=15)
         assert (row["state"], row["attempt"], row["crashes"]) == ("completed", 1, 0), kind
-    await checker.check()
+    figures.faults += 3
+    await checker.check(figures=figures)
 
 
 async def test_a_second_sigterm_or_a_sigquit_releases_what_runs_at_once(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.eventually import aeventually
-from support.facts import RECORD, end_of, has_ended, is_empty, make_runs, running, runs
+from support.facts import RECORD, count_ends, end_of, has_ended, is_empty, make_runs, running, runs
 from support.jobs import enqueue, enqueue_many
 
 if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
+    from support.figures import Figures
 
 pytestmark = pytest.mark.faults
 
@@ -49,8 +50,13 @@ def limited(key: str, count: int, seconds: float = 0.0, **given: Any) -> list[di
     return [{"kind": "record", "limits": [key], "payload": {"seconds": seconds}, **given} for _ in range(count)]
 
 
+@pytest.mark.fault(
+    "Process",
+    "a worker that holds limits and a FIFO key is killed",
+    "limits hold at every instant; places come back with the rescue",
+)
 async def test_limits_hold_at_every_instant_over_two_workers_one_of_which_is_killed(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     await make_runs(connection)
     await connection.execute(FREED)
@@ -90,6 +96,8 @@ async def test_limits_hold_at_every_instant_over_two_workers_one_of_which_is_kil
         {row["job"] for row in line}
     )
     assert len({row["job"] for row in line}) == 40
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
 async def test_a_hundred_thousand_jobs_of_a_full_key_are_in_nobodys_way(

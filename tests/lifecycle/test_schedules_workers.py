@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.eventually import aeventually
+from support.facts import count_ends
 from support.jobs import enqueue
 
 from howdah import Job, handler
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from conftest import StartDaemon
     from support.cluster import Database
     from support.daemon import Daemon
+    from support.figures import Figures
 
 pytestmark = pytest.mark.faults
 
@@ -48,8 +50,9 @@ async def leader(connection: asyncpg.Connection, daemons: list[Daemon]) -> Daemo
     return next((daemon for daemon in daemons if daemon.worker == worker), None)
 
 
+@pytest.mark.fault("Process", "the leader is killed while it fires schedules", "each slot fires exactly once")
 async def test_three_workers_fire_each_slot_exactly_once_though_the_one_that_leads_is_killed_among_them(
-    connection: asyncpg.Connection, daemon: StartDaemon
+    connection: asyncpg.Connection, daemon: StartDaemon, figures: Figures
 ) -> None:
     daemons = list(await asyncio.gather(*(daemon(HANDLERS, lease_ttl=2) for _ in range(3))))
     first = await aeventually(lambda: leader(connection, daemons))
@@ -95,6 +98,8 @@ async def test_three_workers_fire_each_slot_exactly_once_though_the_one_that_lea
         assert row["fired"] == len(expected) >= (2 if row["declared"] else SLOTS)
     await aeventually(lambda: connection.fetchval("select howdah.is_idle()"))
     assert await connection.fetchval("select bool_and(state = 'completed') from howdah.job_history")
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
 async def test_a_schedule_that_is_made_is_heard_of_at_once_and_its_job_runs_at_its_slot(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.eventually import aeventually
-from support.facts import end_of, has_ended
+from support.facts import count_ends, end_of, has_ended
 from support.jobs import enqueue, live
 from support.proxy import proxied
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from support.cluster import Database
 
     Connect = Callable[[], Awaitable[asyncpg.Connection]]
+    from support.figures import Figures
 
 CALLS = """
 _pool = None
@@ -46,8 +47,9 @@ async def kept(connection: asyncpg.Connection, job: int) -> dict[str, object]:
 
 
 @pytest.mark.faults
+@pytest.mark.fault("Process", "killed between two steps of a job", "the first step is not done again")
 async def test_a_step_runs_once_although_its_worker_is_killed_after_it_and_the_job_runs_twice(
-    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database, figures: Figures
 ) -> None:
     await make_calls(connection)
     handlers = CALLS + """
@@ -74,6 +76,8 @@ async def order(job: Job) -> Any:
     assert rows[0]["pid"] != rows[1]["pid"] == ended["result"]["pid"]
     assert ended["result"]["shipped"] == {"number": 2, "parcel": "small"}
     assert await kept(connection, job) == {"charge": 1, "ship": {"number": 2, "parcel": "small"}}
+    figures.faults += 1
+    await count_ends(connection, figures)
 
 
 async def test_a_step_of_an_attempt_that_has_lost_its_lease_is_not_kept_and_ends_it(

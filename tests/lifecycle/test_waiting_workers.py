@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
     from support.cluster import Database
+    from support.figures import Figures
 
 TTL = 1
 #: Members that add members to their own batch, in the commit of their own end; and one that fails.
@@ -48,8 +49,9 @@ NEVER = 60
 
 
 @pytest.mark.faults
+@pytest.mark.fault("Process", "killed in the middle of jobs that wait for one another", "they run in order, each once")
 async def test_a_diamond_and_a_chain_run_in_order_though_a_worker_is_killed_in_the_middle(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     workers = [await daemon(HANDLERS, lease_ttl=TTL, queues="default:3") for _ in range(2)]
@@ -71,12 +73,14 @@ async def test_a_diamond_and_a_chain_run_in_order_though_a_worker_is_killed_in_t
     workers[0].kill()
     assert (await end_of(connection, last, timeout=20))["state"] == "completed"
     await aeventually(lambda: is_empty(connection))
-    await checker.check()
+    figures.faults += 1
+    await checker.check(figures=figures)
 
 
 @pytest.mark.faults
+@pytest.mark.fault("Process", "killed in the middle of a batch that grows", "the job behind it runs once, at its end")
 async def test_the_job_behind_a_batch_runs_once_though_a_worker_is_killed_and_members_join(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     checker = await Checker(connection).install()
     workers = [await daemon(HANDLERS, lease_ttl=TTL, queues="default:4") for _ in range(2)]
@@ -98,7 +102,8 @@ async def test_the_job_behind_a_batch_runs_once_though_a_worker_is_killed_and_me
         "select count(*) from howdah.job_history where batch = $1", batch
     )
     assert len(await checker.starts(batch)) == 1
-    await checker.check()
+    figures.faults += 1
+    await checker.check(figures=figures)
 
 
 async def test_what_needs_a_job_that_fails_is_cancelled_to_the_end_and_the_rest_runs(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import asyncpg
+    from support.figures import Figures
 
 
 async def has_ended(connection: asyncpg.Connection, *jobs: int) -> bool:
@@ -49,6 +50,16 @@ async def sleeps(connection: asyncpg.Connection) -> bool:
 async def outcomes(connection: asyncpg.Connection) -> dict[str, int]:
     """Count history by state."""
     return dict(await connection.fetch("select state, count(*) from howdah.job_history group by 1"))
+
+
+async def count_ends(connection: asyncpg.Connection, figures: Figures) -> None:
+    """Count all jobs, and those among them that have no end or more than one, where no Checker does."""
+    row = await connection.fetchrow(
+        """select count(*) as jobs, count(*) filter (where ends = 0) as endless, count(*) filter (where ends > 1) as twice
+        from (select id, count(finished_at) as ends from howdah.job_status group by id) each"""
+    )
+    figures.jobs += row["jobs"]
+    figures.lost += row["endless"] + row["twice"]
 
 
 async def each_ended_once(connection: asyncpg.Connection, jobs: Sequence[int]) -> bool:
