@@ -62,4 +62,5 @@ class Heartbeat:
                     self._on_suspects()
                 if answer.signals:
                     self._on_signals()
-            await asyncio.sleep(self._ttl / 3)
+            # From beat to beat, not from answer to beat: over a slow wire they would be too few.
+            await asyncio.sleep(max(began + self._ttl / 3 - time.monotonic(), 0))

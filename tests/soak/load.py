@@ -13,7 +13,7 @@ import asyncpg
 #: Seconds between transactions, and how much faster than the rate it may go to make up for a pause.
 STEP, CATCH_UP = 0.1, 1.5
 #: Of a hundred jobs so many are of each kind; the rest does nothing.
-SHARES = {"soak_effect": 5, "soak_flaky": 3, "soak_keyed": 2, "soak_limited": 2, "soak_sleeping": 1}
+SHARES = {"soak_effect": 3, "soak_flaky": 2, "soak_keyed": 1, "soak_limited": 2, "soak_sleeping": 1}
 _KEYS = 2_000
 _PATIENCE = 0.2
 

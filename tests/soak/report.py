@@ -41,7 +41,7 @@ def write(
     asked = [s for s in samples if s.finished is not None]
     workers, server = costs(asked)
     mix = ", ".join(f"{share} % {kind.removeprefix('soak_')}" for kind, share in SHARES.items())
-    measured = f"The peak, measured at the start with 100,000 jobs of the mix, was {peak:,.0f} jobs/s." if peak else ""
+    measured = f"That is half of the peak, which was measured at the start: 100,000 jobs of the mix, enqueued as fast as it goes while the workers work, ended at {peak:,.0f} jobs/s." if peak else ""
     last = asked[-1]
     text = [
         "# Half an hour of load and faults" if minutes == 30 else f"# {minutes:g} minutes of load and faults",

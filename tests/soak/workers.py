@@ -18,7 +18,7 @@ from support.daemon import clean_environment
 
 #: Seconds; a killed worker's jobs are taken back after so long.
 TTL = 10
-SLOTS, POOL = 100, 5
+SLOTS, POOL = 100, 10
 #: Connections that a worker has at most: the engine's, the handlers'.
 MOST_CONNECTIONS = 10 + POOL
 _RESTART, _LOOK = 0.5, 0.1
