@@ -98,7 +98,9 @@ async def _migrate(
             await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}s'")
         for migration in pending:
             await _apply(connection, source, migration)
-        if source == ENGINE and len(applied) <= len(migrations):  # a newer schema has rights of which this release knows nothing
+        if source == ENGINE and len(applied) <= len(
+            migrations
+        ):  # a newer schema has rights of which this release knows nothing
             await apply_rights(connection, roles=roles)
     return [migration.name for migration in pending]
 

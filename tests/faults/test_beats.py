@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 TTL = 6
 
 
-@pytest.mark.fault("Connections", "nobody gets through for longer than half of the ttl", "claims go on at once when the wire is back")
+@pytest.mark.fault(
+    "Connections", "nobody gets through for longer than half of the ttl", "claims go on at once when the wire is back"
+)
 async def test_claims_go_on_as_soon_as_the_database_is_back(
     daemon: StartDaemon, connection: asyncpg.Connection, database: Database, figures: Figures
 ) -> None:

@@ -59,7 +59,11 @@ async def fresh(job: Job) -> None:
 )
 
 
-@pytest.mark.fault("Versions", "two releases of the application work at once", "each takes the kinds that it knows, and nobody's jobs die")
+@pytest.mark.fault(
+    "Versions",
+    "two releases of the application work at once",
+    "each takes the kinds that it knows, and nobody's jobs die",
+)
 async def test_workers_of_two_releases_take_what_they_know(
     daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
@@ -89,15 +93,22 @@ async def test_workers_of_two_releases_take_what_they_know(
     assert await new.stop() == 0
 
 
-@pytest.mark.fault("Versions", "an old worker restarts in the middle of a deploy", "what the new code has registered stands")
-async def test_an_old_worker_that_restarts_takes_nothing_back(daemon: StartDaemon, connection: asyncpg.Connection) -> None:
+@pytest.mark.fault(
+    "Versions", "an old worker restarts in the middle of a deploy", "what the new code has registered stands"
+)
+async def test_an_old_worker_that_restarts_takes_nothing_back(
+    daemon: StartDaemon, connection: asyncpg.Connection
+) -> None:
+    await Checker(connection).install()
     await daemon(NEW)
     registered = await registration(connection)
     assert registered["priority"] == 5
     assert registered["cron"] == "0 4 * * *"
     old = await daemon(OLD)
     assert await registration(connection) == registered
-    assert await connection.fetchval("select count(*) from howdah.kinds where name = 'gone'") == 1, "new kinds are taken from anybody"
+    assert await connection.fetchval("select count(*) from howdah.kinds where name = 'gone'") == 1, (
+        "new kinds are taken from anybody"
+    )
     # And the old one works by what is on record, and as well as it can.
     await enqueue_many(connection, *({"kind": "mail", "payload": {"to": "her", "subject": "hello"}} for _ in range(50)))
     await aeventually(lambda: is_empty(connection))

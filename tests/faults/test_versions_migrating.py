@@ -41,7 +41,9 @@ def newer(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.fault("Versions", "the schema is migrated while two workers drain", "both work on, nothing is lost or doubled")
+@pytest.mark.fault(
+    "Versions", "the schema is migrated while two workers drain", "both work on, nothing is lost or doubled"
+)
 async def test_a_migration_under_load_loses_nothing(
     daemon: StartDaemon, connection: asyncpg.Connection, connect: Connect, newer: Path, figures: Figures
 ) -> None:
@@ -70,7 +72,9 @@ async def test_a_migration_under_load_loses_nothing(
 
 
 @pytest.mark.fault(
-    "Versions", "a user's open transaction keeps a migration from its lock", "nobody waits behind it, and it comes through after the end"
+    "Versions",
+    "a user's open transaction keeps a migration from its lock",
+    "nobody waits behind it, and it comes through after the end",
 )
 async def test_a_migration_that_waits_for_a_lock_holds_up_nobody(
     daemon: StartDaemon, connection: asyncpg.Connection, connect: Connect, newer: Path, figures: Figures
@@ -99,7 +103,9 @@ async def test_a_migration_that_waits_for_a_lock_holds_up_nobody(
     await checker.check(figures=figures)
 
 
-@pytest.mark.fault("Versions", "a transaction that does not end keeps a migration from its lock", "it gives up and names the holder")
+@pytest.mark.fault(
+    "Versions", "a transaction that does not end keeps a migration from its lock", "it gives up and names the holder"
+)
 async def test_a_migration_that_gets_no_lock_says_who_holds_it(
     connection: asyncpg.Connection, connect: Connect, newer: Path
 ) -> None:

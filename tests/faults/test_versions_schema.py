@@ -85,7 +85,9 @@ async def test_an_older_release_leaves_a_newer_schema_as_it_is(
     database: Database, connection: asyncpg.Connection, newer: Path, tmp_path: Path
 ) -> None:
     await migrate(connection, folder=newer)
-    await connection.execute("grant select on howdah.notes to howdah_reader")  # what the newer release's roles.sql would do
+    await connection.execute(
+        "grant select on howdah.notes to howdah_reader"
+    )  # what the newer release's roles.sql would do
     url = {"HOWDAH_DATABASE_URL": database.url}
     done = howdah("migrate", folder=tmp_path, **url)
     assert (done.returncode, done.stdout.strip()) == (0, "up to date")
@@ -96,7 +98,9 @@ async def test_an_older_release_leaves_a_newer_schema_as_it_is(
     assert f"version {NEWEST + 1}" in doctor.stdout, doctor.stdout
 
 
-@pytest.mark.fault("Versions", "the worker is one release newer than the schema", "it is refused with a sentence, exit 78")
+@pytest.mark.fault(
+    "Versions", "the worker is one release newer than the schema", "it is refused with a sentence, exit 78"
+)
 async def test_a_worker_of_the_next_release_says_what_the_schema_lacks(older: Database, tmp_path: Path) -> None:
     write_handlers(tmp_path)
     url = {"HOWDAH_DATABASE_URL": older.url}
@@ -111,7 +115,9 @@ async def test_a_worker_of_the_next_release_says_what_the_schema_lacks(older: Da
     assert howdah("check", folder=tmp_path, **url).returncode == 0
 
 
-@pytest.mark.fault("Versions", "the schema asks for a newer worker", "who runs works on, who starts is refused, exit 78")
+@pytest.mark.fault(
+    "Versions", "the schema asks for a newer worker", "who runs works on, who starts is refused, exit 78"
+)
 async def test_a_raised_minimum_stops_nobody_who_works_and_refuses_who_starts(
     daemon: StartDaemon, database: Database, connection: asyncpg.Connection, tmp_path: Path, figures: Figures
 ) -> None:
@@ -124,7 +130,10 @@ async def test_a_raised_minimum_stops_nobody_who_works_and_refuses_who_starts(
     write_handlers(tmp_path)
     done = howdah("run", folder=tmp_path, HOWDAH_DATABASE_URL=database.url)
     assert done.returncode == 78
-    assert last_line(done) == f"howdah: the schema asks for howdah 99.0.0 or newer, this is {__version__}: install a newer one"
+    assert (
+        last_line(done)
+        == f"howdah: the schema asks for howdah 99.0.0 or newer, this is {__version__}: install a newer one"
+    )
     assert await worker.stop() == 0
 
 

@@ -35,10 +35,23 @@ _LAST_PATIENCE = 180.0
 
 @click.command()
 @click.option("--minutes", type=click.FloatRange(min=0.5), default=30.0, show_default=True, help="How long.")
-@click.option("--rate", type=click.FloatRange(min=10), help="Jobs a second; else half of the peak, which is measured first.")
-@click.option("--seed", type=int, default=7, show_default=True, help="Repeats the choices; their timing is never the same.")
-@click.option("--folder", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Where the server's data go for the time.")
-@click.option("--docs", type=click.Path(file_okay=False, exists=True, path_type=Path), default=DOCS, help="Where soak.md, soak.png go.")
+@click.option(
+    "--rate", type=click.FloatRange(min=10), help="Jobs a second; else half of the peak, which is measured first."
+)
+@click.option(
+    "--seed", type=int, default=7, show_default=True, help="Repeats the choices; their timing is never the same."
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Where the server's data go for the time.",
+)
+@click.option(
+    "--docs",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    default=DOCS,
+    help="Where soak.md, soak.png go.",
+)
 @click.option("--raw", type=click.Path(dir_okay=False, path_type=Path), help="Write samples and faults there, as JSON.")
 def main(minutes: float, rate: float | None, seed: int, folder: Path | None, docs: Path, raw: Path | None) -> None:
     """Soak the product: a steady load, faults, and a proof at the end."""
@@ -49,7 +62,9 @@ def main(minutes: float, rate: float | None, seed: int, folder: Path | None, doc
     sys.exit(0 if held else 1)
 
 
-async def soak(minutes: float, rate: float | None, seed: int, folder: Path | None, docs: Path, raw: Path | None) -> bool:
+async def soak(
+    minutes: float, rate: float | None, seed: int, folder: Path | None, docs: Path, raw: Path | None
+) -> bool:
     """Do it in order of time; tells whether all bounds hold."""
     _unwind_on_sigterm()
     before = os.getloadavg()[0]
@@ -95,7 +110,17 @@ async def measure_peak(scene: Stage, fleet: Fleet, load: Load) -> float:
 
 
 async def run(
-    scene: Stage, fleet: Fleet, wire: Proxy, load: Load, rate: float, peak: float | None, minutes: float, seed: int, docs: Path, raw: Path | None, before: float
+    scene: Stage,
+    fleet: Fleet,
+    wire: Proxy,
+    load: Load,
+    rate: float,
+    peak: float | None,
+    minutes: float,
+    seed: int,
+    docs: Path,
+    raw: Path | None,
+    before: float,
 ) -> bool:
     """Load, faults, samples and looks side by side; then quiet, and the proof."""
     say(f"{rate:,.0f} jobs/s for {minutes:g} minutes" + (f", half of {peak:,.0f}" if peak else ""))
@@ -143,8 +168,17 @@ async def run(
         errors=sum(events["error"].values()) + sum(events[""].values()),
     )
     if raw is not None:
-        raw.write_text(json.dumps({"samples": [asdict(s) for s in samples.taken], "faults": [asdict(f) for f in faults.log], "rate": rate, "peak": peak}))
-    command = " ".join(["./dev soak", *sys.argv[1:]])
+        raw.write_text(
+            json.dumps(
+                {
+                    "samples": [asdict(s) for s in samples.taken],
+                    "faults": [asdict(f) for f in faults.log],
+                    "rate": rate,
+                    "peak": peak,
+                }
+            )
+        )
+    command = " ".join(["./dev soak", f"--minutes {minutes:g}", *([f"--rate {rate:g}"] if peak is None else [])])
     title = f"{command}: {sum(ends.values()):,} jobs, {len(faults.log)} faults, three workers, PostgreSQL {postgres}, {os.cpu_count()} cores shared with the server"
     draw(samples.taken, faults.log, rate=rate, title=title, target=docs / "soak.png")
     write(

@@ -82,7 +82,8 @@ class Faults:
 
     async def settled(self) -> None:
         """Wait until the last ones are over."""
-        await asyncio.gather(*self._watches, return_exceptions=True)
+        while self._watches:  # one may begin another
+            await asyncio.gather(*self._watches, return_exceptions=True)
 
     # -- to workers
 
@@ -230,7 +231,8 @@ class Faults:
             connection = await self._stage.connect()
             try:
                 worker = await connection.fetchval(
-                    "select id from howdah.workers where split_part(name, ':', -1) = $1 order by id desc limit 1", str(pid)
+                    "select id from howdah.workers where split_part(name, ':', -1) = $1 order by id desc limit 1",
+                    str(pid),
                 )
                 if worker is None:
                     return None

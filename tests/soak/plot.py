@@ -31,7 +31,9 @@ _OF_FAULTS = {
 
 def draw(samples: list[Sample], faults: list[Fault], *, rate: float, title: str, target: Path) -> None:
     """Write the picture as PNG."""
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"})
+    plt.rcParams.update(
+        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
+    )
     figure, grid = plt.subplots(3, 2, figsize=(13, 9), sharex=True, dpi=110)
     panels: list[Any] = list(grid.flat)
     for axes in panels:
@@ -59,7 +61,10 @@ def draw(samples: list[Sample], faults: list[Fault], *, rate: float, title: str,
         axes.set_xlabel("minutes")
     for axes in panels:
         axes.set_xlim(0, samples[-1].at / 60)
-    named = [plt.Line2D([], [], color=color, lw=2, label=f"{name} …" if name == "a snapshot held" else name) for name, color in _OF_FAULTS.items()]
+    named = [
+        plt.Line2D([], [], color=color, lw=2, label=f"{name} …" if name == "a snapshot held" else name)
+        for name, color in _OF_FAULTS.items()
+    ]
     named.append(plt.Line2D([], [], color="#d5d9de", lw=2, label="wires cut, backends terminated"))
     figure.legend(handles=named, loc="lower center", ncols=6, frameon=False, title="faults (vertical lines)")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -92,7 +97,11 @@ def _memory(axes: Any, samples: list[Sample]) -> None:
     named = set()
     for (worker, _), points in sorted(lives(samples).items()):
         color = _WORKERS[(worker - 1) % len(_WORKERS)]
-        label = None if worker in named else f"worker {worker}" + (", never killed" if worker == 1 else ", killed and restarted")
+        label = (
+            None
+            if worker in named
+            else f"worker {worker}" + (", never killed" if worker == 1 else ", killed and restarted")
+        )
         named.add(worker)
         times = [at / 60 for at, _, _ in points]
         axes.plot(times, [rss / _MB for _, rss, _ in points], color=color, lw=2 if worker == 1 else 1, label=label)

@@ -41,7 +41,11 @@ def write(
     asked = [s for s in samples if s.finished is not None]
     workers, server = costs(asked)
     mix = ", ".join(f"{share} % {kind.removeprefix('soak_')}" for kind, share in SHARES.items())
-    measured = f"That is half of the peak, which was measured at the start: 100,000 jobs of the mix, enqueued as fast as it goes while the workers work, ended at {peak:,.0f} jobs/s." if peak else ""
+    measured = (
+        f"That is half of the peak, which was measured at the start: 100,000 jobs of the mix, enqueued as fast as it goes while the workers work, ended at {peak:,.0f} jobs/s."
+        if peak
+        else ""
+    )
     last = asked[-1]
     text = [
         "# Half an hour of load and faults" if minutes == 30 else f"# {minutes:g} minutes of load and faults",
@@ -60,7 +64,10 @@ def write(
         "",
         "| bound | found | |",
         "|---|---|---|",
-        *(f"| {f.what} | {f.found} | {'holds' if f.holds else 'not judged' if f.holds is None else '**broken**'} |" for f in findings),
+        *(
+            f"| {f.what} | {f.found} | {'holds' if f.holds else 'not judged' if f.holds is None else '**broken**'} |"
+            for f in findings
+        ),
         "",
         "| fault | times | work flows again after (middle, most) | the victim's jobs were others' after |",
         "|---|--:|--:|--:|",
@@ -92,7 +99,11 @@ def _faults(faults: list[Fault]) -> list[str]:
 
 
 def _events(events: dict[str, Counter[str]]) -> str:
-    said = [f"{count:,} × {event} ({level})" for level in ("error", "warning", "") for event, count in events[level].most_common(8)]
+    said = [
+        f"{count:,} × {event} ({level})"
+        for level in ("error", "warning", "")
+        for event, count in events[level].most_common(8)
+    ]
     return ", ".join(said) or "nothing at WARNING or above"
 
 

@@ -86,7 +86,11 @@ class Samples:
             finally:
                 connection.terminate()
             sample.finished, sample.live, sample.oldest = work["committed"] - work["live"], work["live"], work["oldest"]
-            sample.jobs_bytes, sample.index_bytes, sample.history_bytes = sizes["jobs"], sizes["indexes"], sizes["history"]
+            sample.jobs_bytes, sample.index_bytes, sample.history_bytes = (
+                sizes["jobs"],
+                sizes["indexes"],
+                sizes["history"],
+            )
             sample.dead, sample.connections, sample.held = sizes["dead"], sizes["connections"], sizes["held"] or 0
         return sample
 

@@ -61,7 +61,11 @@ def judge(
 
 def _rate(asked: int, rate: float, seconds: float) -> Finding:
     reached = asked / seconds
-    return Finding(f"{RATE_BOUND:.0%} of the rate was enqueued", f"{reached:,.0f} of {rate:,.0f} jobs/s", reached >= rate * RATE_BOUND)
+    return Finding(
+        f"{RATE_BOUND:.0%} of the rate was enqueued",
+        f"{reached:,.0f} of {rate:,.0f} jobs/s",
+        reached >= rate * RATE_BOUND,
+    )
 
 
 def _done(end: Sample) -> Finding:
@@ -99,7 +103,9 @@ def _memory(samples: list[Sample]) -> list[Finding]:
         found = f"{growth:+.1f} MB/h over {(later[-1][0] - later[0][0]) / 60:.0f} minutes, at {median(y for _, y in later):.0f} MB"
         what = f"RSS of worker {worker}, life {life}, grows by less than {MEMORY_BOUND:g} MB/h after {WARM_UP / 60:g} minutes"
         findings.append(Finding(what, found, growth < MEMORY_BOUND))
-    return findings or [Finding("RSS does not grow", f"no life was {LONG_ENOUGH / 60:g} minutes long: not judged", None)]
+    return findings or [
+        Finding("RSS does not grow", f"no life was {LONG_ENOUGH / 60:g} minutes long: not judged", None)
+    ]
 
 
 def _connections(samples: list[Sample]) -> Finding:
@@ -117,7 +123,9 @@ def _table(samples: list[Sample], seconds: float) -> Finding:
     after = max(size for _, size in sizes)
     holds = after <= before * TABLE_BOUND if seconds >= LONG_ENOUGH else None
     found = f"{before / _MB:.0f} MB in the first two thirds, {after / _MB:.0f} MB at most"
-    return Finding(f"howdah.jobs with its indexes grows by less than {TABLE_BOUND - 1:.0%} in the last third", found, holds)
+    return Finding(
+        f"howdah.jobs with its indexes grows by less than {TABLE_BOUND - 1:.0%} in the last third", found, holds
+    )
 
 
 def _limit(samples: list[Sample]) -> Finding:
@@ -134,8 +142,20 @@ def _recoveries(faults: list[Fault]) -> list[Finding]:
     findings = [Finding("every fault was healed", f"{len(faults) - len(unhealed)} of {len(faults)}", not unhealed)]
     if slowest is not None and slowest.flowing is not None:
         found = f"{median(f.flowing or 0.0 for f in flows):.1f} s in the middle, {slowest.flowing:.1f} s at most ({slowest.name})"
-        findings.append(Finding(f"a new job is through within a second again {FLOW_BOUND:g} s after a fault", found, slowest.flowing <= FLOW_BOUND))
+        findings.append(
+            Finding(
+                f"a new job is through within a second again {FLOW_BOUND:g} s after a fault",
+                found,
+                slowest.flowing <= FLOW_BOUND,
+            )
+        )
     if latest is not None and latest.back is not None:
         found = f"{median(f.back or 0.0 for f in backs):.1f} s in the middle, {latest.back:.1f} s at most"
-        findings.append(Finding(f"jobs of a dead or frozen worker are with others within {BACK_BOUND:g} s (ttl {TTL} s)", found, latest.back <= BACK_BOUND))
+        findings.append(
+            Finding(
+                f"jobs of a dead or frozen worker are with others within {BACK_BOUND:g} s (ttl {TTL} s)",
+                found,
+                latest.back <= BACK_BOUND,
+            )
+        )
     return findings

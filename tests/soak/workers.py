@@ -128,7 +128,9 @@ class Fleet:
         life.code = life.process.poll()
         expected = {"": None, "SIGKILL": -signal.SIGKILL, "SIGTERM": 0}[life.ended_by]
         if life.code != expected:
-            self.unasked.append(f"{worker.name}, life {life.number}: exit {life.code} after {life.ended_by or 'no order'}: {life.log}")
+            self.unasked.append(
+                f"{worker.name}, life {life.number}: exit {life.code} after {life.ended_by or 'no order'}: {life.log}"
+            )
 
     def _start(self, worker: Worker) -> None:
         number = len(worker.lives) + 1
@@ -141,7 +143,7 @@ class Fleet:
             "HOWDAH_LEASE_TTL": str(TTL),
             "HOWDAH_LOG_FORMAT": "json",
             "SOAK_STARTS": str(self._folder / f"worker{worker.number}-{number}.starts"),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
         }
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -28,9 +28,18 @@ _FETCHERS = ("3.12", "3.13", "3.14")
 #: What is said to a server in every way that the product has, and what breaks it.
 OF_SERVERS = (
     "tests/database",
-    *(f"tests/lifecycle/test_{name}.py" for name in ("main_line", "outcomes", "transactions", "chaining", "steps", "limited_workers")),
-    *(f"tests/lifecycle/test_{name}.py" for name in ("waiting_workers", "schedules_workers", "worker_login", "doctor", "embedded")),
-    *(f"tests/faults/test_{name}.py" for name in ("guarantees_lease", "guarantees_database", "poison", "faults_under_load", "defaults")),
+    *(
+        f"tests/lifecycle/test_{name}.py"
+        for name in ("main_line", "outcomes", "transactions", "chaining", "steps", "limited_workers")
+    ),
+    *(
+        f"tests/lifecycle/test_{name}.py"
+        for name in ("waiting_workers", "schedules_workers", "worker_login", "doctor", "embedded")
+    ),
+    *(
+        f"tests/faults/test_{name}.py"
+        for name in ("guarantees_lease", "guarantees_database", "poison", "faults_under_load", "defaults")
+    ),
     *(f"tests/faults/test_versions_{name}.py" for name in ("schema", "migrating", "deploy")),
 )
 OF_PYTHONS = ("tests/unit", "tests/database", "tests/lifecycle")
@@ -56,7 +65,10 @@ def main(*wanted: str) -> None:
     """Run the cells and print the table."""
     console = Console()
     cells = [Cell(f"postgresql-{version}", OF_SERVERS, "not long and not costs and not deploy") for version in SERVERS]
-    cells += [Cell(f"python{version}", OF_PYTHONS, "not long and not costs and not deploy and not faults") for version in PYTHONS]
+    cells += [
+        Cell(f"python{version}", OF_PYTHONS, "not long and not costs and not deploy and not faults")
+        for version in PYTHONS
+    ]
     cells = [cell for cell in cells if not wanted or cell.name.startswith(wanted)]
     if not cells:
         sys.exit(f"no cell begins with {' or '.join(wanted)}")
@@ -99,7 +111,9 @@ def run(cell: Cell) -> None:
         )
     cell.seconds = monotonic() - began
     last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-    cell.counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", " ".join(last))}
+    cell.counts = {
+        word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", " ".join(last))
+    }
     if not cell.passed:
         cell.said = f"see {log.relative_to(ROOT)}"
 
@@ -141,9 +155,17 @@ def virtual_environment(version: str) -> Path:
 
 def find_python(version: str) -> str | None:
     """Find an interpreter of this release: on PATH, else pyenv's."""
-    candidates = [*sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), reverse=True), shutil.which(f"python{version}")]
+    candidates = [
+        *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), reverse=True),
+        shutil.which(f"python{version}"),
+    ]
     for candidate in filter(None, candidates):
-        asked = subprocess.run([str(candidate), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            [str(candidate), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if asked.stdout.strip() == version:
             return str(candidate)
     return None
@@ -151,7 +173,9 @@ def find_python(version: str) -> str | None:
 
 def _pip(python: str, *arguments: str) -> None:
     quiet = ("-qq", "--disable-pip-version-check", "--only-binary=:all:")
-    done = subprocess.run([python, "-m", "pip", "install", *quiet, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-m", "pip", "install", *quiet, *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise LookupError(f"pip install {arguments[-1]}: {done.stderr.strip().splitlines()[-1:]}")
 
