@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from support.cluster import Database
 from support.facts import end_of
 from support.jobs import enqueue
 from support.proxy import proxied
@@ -15,6 +14,7 @@ from support.proxy import proxied
 if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
+    from support.cluster import Database
     from support.figures import Figures
 
 TTL = 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from howdah.queries import sql_folder
 from howdah.version import __version__
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import AsyncIterator
     from pathlib import Path
 
@@ -56,7 +56,7 @@ def newer(tmp_path: Path) -> Path:
 async def older(tmp_path: Path) -> AsyncIterator[Database]:
     """A database at the schema of the release before: without the last migration."""
     folder = shutil.copytree(MIGRATIONS, tmp_path / "older")
-    sorted(folder.glob("*.sql"))[-1].unlink()
+    max(folder.glob("*.sql")).unlink()
     async with new_database(empty=True) as database:
         connection = await connect_to(database)
         await migrate(connection, folder=folder, roles=False)

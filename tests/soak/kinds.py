@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-import asyncpg
+import asyncpg  # noqa: TC002 - the worker reads the annotations
 
 from howdah import Job, handler
 

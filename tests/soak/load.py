@@ -20,13 +20,7 @@ _PATIENCE = 0.2
 
 def job(n: int, choice: random.Random) -> dict[str, Any]:
     """Make one job of the mix."""
-    place = choice.random() * 100
-    for kind, share in SHARES.items():
-        if place < share:
-            break
-        place -= share
-    else:
-        return {"kind": "soak_nothing", "payload": {"n": n}}
+    [kind] = choice.choices([*SHARES, "soak_nothing"], [*SHARES.values(), 100 - sum(SHARES.values())])
     made: dict[str, Any] = {"kind": kind, "payload": {"n": n}}
     match kind:
         case "soak_flaky":

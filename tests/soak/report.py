@@ -57,10 +57,12 @@ def write(
         "",
         "![Throughput, age of the oldest ready job, memory, connections, table size and CPU per job over the minutes](soak.png)",
         "",
-        f"{sum(ends.values()):,} jobs were enqueued and ended: {', '.join(f'{count:,} {state}' for state, count in sorted(ends.items()))}."
-        f" {len(faults)} faults. A job cost {median(y for _, y in workers) if workers else 0:.0f} µs of the workers' CPU and"
-        f" {median(y for _, y in server) if server else 0:.0f} µs of the server's (medians of minutes; what a killed worker used in its last seconds is not in it)."
-        f" History grew to {(last.history_bytes or 0) / _MB:,.0f} MB, which is its office.",
+        (
+            f"{sum(ends.values()):,} jobs were enqueued and ended: {', '.join(f'{count:,} {state}' for state, count in sorted(ends.items()))}."
+            f" {len(faults)} faults. A job cost {median(y for _, y in workers) if workers else 0:.0f} µs of the workers' CPU and"
+            f" {median(y for _, y in server) if server else 0:.0f} µs of the server's (medians of minutes; what a killed worker used in its last seconds is not in it)."
+            f" History grew to {(last.history_bytes or 0) / _MB:,.0f} MB, which is its office."
+        ),
         "",
         "| bound | found | |",
         "|---|---|---|",
@@ -78,8 +80,10 @@ def write(
         "",
         f"What the workers logged: {_events(events)}.",
         "",
-        f"The machine: {_machine()}, PostgreSQL {postgres} beside the workers and durable (`fsync`, `synchronous_commit` on), Python {platform.python_version()}."
-        f" Its load average was {load[0]:.1f} before and {load[1]:.1f} after: whatever else ran on it at the time is in these figures, which tell of flatness, not of speed.",
+        (
+            f"The machine: {_machine()}, PostgreSQL {postgres} beside the workers and durable (`fsync`, `synchronous_commit` on), Python {platform.python_version()}."
+            f" Its load average was {load[0]:.1f} before and {load[1]:.1f} after: whatever else ran on it at the time is in these figures, which tell of flatness, not of speed."
+        ),
     ]
     target.write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -100,7 +104,7 @@ def _faults(faults: list[Fault]) -> list[str]:
 
 def _events(events: dict[str, Counter[str]]) -> str:
     said = [
-        f"{count:,} × {event} ({level})"
+        f"{count:,} times {event!r} ({level})"
         for level in ("error", "warning", "")
         for event, count in events[level].most_common(8)
     ]
