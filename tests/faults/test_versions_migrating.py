@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from support.checker import JOURNAL, Checker
 from support.eventually import aeventually
 from support.facts import end_of, is_empty
 from support.jobs import enqueue, enqueue_many
-from test_versions_schema import MIGRATIONS, NEWEST, NEXT
+from support.releases import NEXT_NAME, next_release
 
 from howdah.errors import MigrationError
 from howdah.migrate import migrate
@@ -24,21 +23,10 @@ if TYPE_CHECKING:
     from conftest import Connect, StartDaemon
     from support.figures import Figures
 
-#: A replaced heart: functions that workers call all the time change under their prepared statements.
-REPLACED = """
-do $$ declare f regprocedure; begin
-  for f in select p.oid::regprocedure from pg_proc p where p.pronamespace = 'howdah'::regnamespace and p.proname in ('claim_ready', 'ack', 'enqueue_many', 'complete') loop
-    execute regexp_replace(pg_get_functiondef(f), '\\mAS (\\$\\w*\\$)', 'AS \\1 -- once more' || chr(10));
-  end loop;
-end $$;
-"""
-
 
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
-    folder = shutil.copytree(MIGRATIONS, tmp_path / "newer")
-    (folder / f"{NEWEST + 1:04d}_notes.sql").write_text(NEXT + REPLACED)
-    return folder
+    return next_release(tmp_path / "newer")
 
 
 @pytest.mark.fault(
@@ -57,7 +45,8 @@ async def test_a_migration_under_load_loses_nothing(
     while not migrating.done():
         await enqueue_many(connection, *(jobs * 10))
         await asyncio.sleep(0.01)
-    assert await migrating == [f"{NEWEST + 1:04d}_notes"]
+    assert await migrating == [NEXT_NAME]
+    assert await connection.fetchval("select count(*) from pg_proc where prosrc like '%once more%'") == 4
     figures.faults += 1
     done = time.monotonic()
     await end_of(connection, await enqueue(connection, "innocent", {}, priority=10))
@@ -97,7 +86,7 @@ async def test_a_migration_that_waits_for_a_lock_holds_up_nobody(
     await open_one.commit()
     committed = time.monotonic()
     async with asyncio.timeout(15):
-        assert await migrating == [f"{NEWEST + 1:04d}_notes"]
+        assert await migrating == [NEXT_NAME]
     figures.recovered(time.monotonic() - committed)
     await aeventually(lambda: is_empty(connection))
     await checker.check(figures=figures)
@@ -117,7 +106,7 @@ async def test_a_migration_that_gets_no_lock_says_who_holds_it(
     assert f"select pg_terminate_backend({holder.get_server_pid()})" in str(caught.value)
     assert await connection.fetchval("select to_regclass('howdah.notes')") is None
     await holder.execute("rollback")
-    assert await migrate(connection, folder=newer) == [f"{NEWEST + 1:04d}_notes"]
+    assert await migrate(connection, folder=newer) == [NEXT_NAME]
 
 
 async def has_ended(connection: asyncpg.Connection, count: int) -> bool:

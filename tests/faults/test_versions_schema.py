@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,9 @@ from support.daemon import howdah, write_handlers
 from support.eventually import aeventually
 from support.facts import is_empty
 from support.jobs import enqueue, enqueue_many
+from support.releases import NEWEST, NEXT_NAME, next_release, previous_release
 
-from howdah.migrate import migrate, read_migrations
-from howdah.queries import sql_folder
+from howdah.migrate import migrate
 from howdah.version import __version__
 
 if TYPE_CHECKING:
@@ -27,36 +26,16 @@ if TYPE_CHECKING:
     from conftest import StartDaemon
     from support.figures import Figures
 
-MIGRATIONS = sql_folder() / "migrations"
-NEWEST = len(read_migrations(MIGRATIONS))
-
-#: What a next release may do to the schema while workers of this one run: all of it only adds.
-NEXT = """
-alter table howdah.jobs add column note text;
-alter table howdah.job_history add column note text;
-alter table howdah.workers add column place text;
-alter table howdah.kinds add column colour text not null default 'white';
-create table howdah.notes (id bigint generated always as identity primary key, job_id bigint not null, note text not null);
-create function howdah.take_note(job_id bigint, note text) returns void language sql as $$
-insert into howdah.notes (job_id, note) values (take_note.job_id, take_note.note) $$;
-do $$ begin execute 'create or replace view howdah.job_status as ' || rtrim(replace(replace(pg_get_viewdef('howdah.job_status'::regclass),
-  'FROM howdah.jobs j', ', j.note FROM howdah.jobs j'), 'FROM howdah.job_history h', ', h.note FROM howdah.job_history h'), ';'); end $$;
-"""
-
 
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
-    """The migrations of a next release."""
-    folder = shutil.copytree(MIGRATIONS, tmp_path / "newer")
-    (folder / f"{NEWEST + 1:04d}_notes.sql").write_text(NEXT)
-    return folder
+    return next_release(tmp_path / "newer")
 
 
 @pytest.fixture
 async def older(tmp_path: Path) -> AsyncIterator[Database]:
     """A database at the schema of the release before: without the last migration."""
-    folder = shutil.copytree(MIGRATIONS, tmp_path / "older")
-    max(folder.glob("*.sql")).unlink()
+    folder = previous_release(tmp_path / "older")
     async with new_database(empty=True) as database:
         connection = await connect_to(database)
         await migrate(connection, folder=folder, roles=False)
@@ -68,7 +47,7 @@ async def older(tmp_path: Path) -> AsyncIterator[Database]:
 async def test_a_worker_works_on_the_schema_of_the_next_release(
     daemon: StartDaemon, connection: asyncpg.Connection, newer: Path, figures: Figures
 ) -> None:
-    assert await migrate(connection, folder=newer) == [f"{NEWEST + 1:04d}_notes"]
+    assert await migrate(connection, folder=newer) == [NEXT_NAME]
     checker = await Checker(connection).install()
     worker = await daemon(JOURNAL)
     jobs = [{"kind": kind, "payload": {}} for kind in ("innocent", "effect")] * 100
