@@ -53,17 +53,20 @@ _LAST_PATIENCE = 180.0
     help="Where soak.md, soak.png go.",
 )
 @click.option("--raw", type=click.Path(dir_okay=False, path_type=Path), help="Write samples and faults there, as JSON.")
-def main(minutes: float, rate: float | None, seed: int, folder: Path | None, docs: Path, raw: Path | None) -> None:
+@click.option("--note", default="", help="A sentence for the page: what else went on.")
+def main(
+    minutes: float, rate: float | None, seed: int, folder: Path | None, docs: Path, raw: Path | None, note: str
+) -> None:
     """Soak the product: a steady load, faults, and a proof at the end."""
     try:
-        held = asyncio.run(soak(minutes, rate, seed, folder, docs, raw))
+        held = asyncio.run(soak(minutes, rate, seed, folder, docs, raw, note))
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(130)
     sys.exit(0 if held else 1)
 
 
 async def soak(
-    minutes: float, rate: float | None, seed: int, folder: Path | None, docs: Path, raw: Path | None
+    minutes: float, rate: float | None, seed: int, folder: Path | None, docs: Path, raw: Path | None, note: str
 ) -> bool:
     """Do it in order of time; tells whether all bounds hold."""
     _unwind_on_sigterm()
@@ -81,7 +84,7 @@ async def soak(
             refuse_small_disk(scene.folder, minutes * 60 * rate)
             if peak is None:
                 fleet.start()
-            return await run(scene, fleet, wire, load, rate, peak, minutes, seed, docs, raw, before)
+            return await run(scene, fleet, wire, load, rate, peak, minutes, seed, docs, raw, note, before)
         finally:
             await load.close()
             fleet.reap()
@@ -120,6 +123,7 @@ async def run(
     seed: int,
     docs: Path,
     raw: Path | None,
+    note: str,
     before: float,
 ) -> bool:
     """Load, faults, samples and looks side by side; then quiet, and the proof."""
@@ -194,6 +198,7 @@ async def run(
         ends=ends,
         events=events,
         load=(before, os.getloadavg()[0]),
+        note=note,
     )
     for finding in findings:
         mark = {True: "holds", False: "BROKEN", None: "not judged"}[finding.holds]

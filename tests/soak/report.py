@@ -36,6 +36,7 @@ def write(
     ends: dict[str, int],
     events: dict[str, Counter[str]],
     load: tuple[float, float],
+    note: str,
 ) -> None:
     """Write the page."""
     asked = [s for s in samples if s.finished is not None]
@@ -47,8 +48,9 @@ def write(
         else ""
     )
     last = asked[-1]
+    hour = "Half an hour" if minutes == 30 else f"{minutes:g} minutes"
     text = [
-        "# Half an hour of load and faults" if minutes == 30 else f"# {minutes:g} minutes of load and faults",
+        f"# {hour} of load and faults",
         "",
         f"`{command}`, which made this page and the picture: three workers, a steady stream of {rate:,.0f} jobs/s for {minutes:g} minutes, and every 5 to 15",
         f"seconds a fault. {measured} Of the jobs {mix} (writes in one commit with its completion; fails up to twice;",
@@ -83,6 +85,7 @@ def write(
         (
             f"The machine: {_machine()}, PostgreSQL {postgres} beside the workers and durable (`fsync`, `synchronous_commit` on), Python {platform.python_version()}."
             f" Its load average was {load[0]:.1f} before and {load[1]:.1f} after: whatever else ran on it at the time is in these figures, which tell of flatness, not of speed."
+            f"{note and ' '}{note}"
         ),
     ]
     target.write_text("\n".join(text) + "\n", encoding="utf-8")
