@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import asyncpg
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from howdah.errors import MigrationError
 from howdah.queries import sql_folder
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 ENGINE = "howdah"
 # One lock for every source: an application's migration may need the engine's schema to stand still.
 LOCK = 7316042
+#: Seconds that one of ours waits for a table. Whoever wants the table, too, stands behind it meanwhile: enqueue, claims and acks. So
+#: it gives up soon, lets them through and tries again, for so many seconds in all; a user's transaction may stay open for minutes.
+LOCK_TIMEOUT, LOCK_PATIENCE, LONGEST_PAUSE = 0.2, 300.0, 3.0
+# Who has held tables of ours for longest.
+_HOLDER = """
+select format('process %s (%s, %s) has held %s for %s s', a.pid, coalesce(nullif(a.application_name, ''), a.backend_type), a.state,
+         string_agg(distinct c.relname, ', '), extract(epoch from clock_timestamp() - a.xact_start)::int) as who,
+       format('select pg_terminate_backend(%s)', a.pid) as mends
+from pg_locks l join pg_class c on c.oid = l.relation and c.relnamespace = to_regnamespace('howdah') join pg_stat_activity a on a.pid = l.pid
+where l.granted and c.relkind in ('r', 'p') and a.pid <> pg_backend_pid() and a.datname = current_database()
+group by a.pid, a.application_name, a.backend_type, a.state, a.xact_start order by a.xact_start limit 1"""
 _FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
 
@@ -39,25 +51,56 @@ class Migration:
 
 
 async def migrate(
-    connection: asyncpg.Connection, *, source: str = ENGINE, folder: Path | None = None, roles: bool = True
+    connection: asyncpg.Connection,
+    *,
+    source: str = ENGINE,
+    folder: Path | None = None,
+    roles: bool = True,
+    patience: float = LOCK_PATIENCE,
 ) -> list[str]:
     """Bring the schema up to date and return the names of the migrations that were applied now.
 
     All pending files run in one transaction under a lock, so ten that start at once apply each file once, and one
     that fails leaves everything as it was. `source` names whose migrations these are ("howdah", or the application's
     "app"); `folder` holds the files. After the engine's, rights are set: of the group roles, or without `roles` only that
-    PUBLIC has none. Raises MigrationError for a file that fails or that changed after it was applied, RightsError if this
-    user may not.
+    PUBLIC has none. The engine's hold up nobody while somebody's transaction holds a table: they try again, for `patience`
+    seconds. Raises MigrationError for a file that fails, that changed after it was applied or that got no lock, RightsError if
+    this user may not.
     """
     migrations = read_migrations(folder or sql_folder() / "migrations")
+    tries = AsyncRetrying(
+        retry=retry_if_exception_type((asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)),
+        stop=stop_after_delay(patience),
+        wait=wait_random_exponential(multiplier=LOCK_TIMEOUT, max=LONGEST_PAUSE),
+        reraise=True,
+    )
+    try:
+        async for attempt in tries:
+            with attempt:
+                return await _migrate(connection, source, migrations, roles=roles)
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+        who, mends = await connection.fetchrow(_HOLDER) or (str(error), "look at pg_locks")
+        problem = f"no lock within {patience:g} s: {who}; wait for its end, or {mends}; then howdah migrate again"
+        raise MigrationError(len(migrations), problem) from error
+    raise AssertionError("the tries end with an answer or an error")
+
+
+async def _migrate(
+    connection: asyncpg.Connection, source: str, migrations: list[Migration], *, roles: bool
+) -> list[str]:
+    """Apply what is pending, all of it or nothing."""
     async with connection.transaction():
         # Before the first look: whoever waits here must see what the one before has done.
         await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
         applied = await _applied(connection, source)
         pending = _pending(migrations, applied)
+        if source == ENGINE:
+            await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}s'")
         for migration in pending:
             await _apply(connection, source, migration)
-        if source == ENGINE and not await is_ahead(connection, folder):
+        if source == ENGINE and len(applied) <= len(
+            migrations
+        ):  # a newer schema has rights of which this release knows nothing
             await apply_rights(connection, roles=roles)
     return [migration.name for migration in pending]
 
@@ -139,5 +182,7 @@ async def _apply(connection: asyncpg.Connection, source: str, migration: Migrati
 async def _run(connection: asyncpg.Connection, migration: Migration) -> None:
     try:
         await connection.execute(migration.text)
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        raise  # nothing is wrong with the file
     except asyncpg.PostgresError as error:
         raise MigrationError(migration.version, f"{migration.name}.sql: {error}") from error

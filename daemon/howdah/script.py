@@ -25,6 +25,7 @@ async def migration_script(connection: asyncpg.Connection | None, *, app: Path |
     parts = [
         "begin;",
         f"do $$ begin perform pg_advisory_xact_lock({LOCK}); end $$;",
+        "-- Whoever wants a table stands behind us while we wait for it. If this ends us, run the text again.\nset local lock_timeout = '2s';",
         "set local client_min_messages = warning;",
     ]
     for source, folder in folders.items():

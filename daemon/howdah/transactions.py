@@ -51,7 +51,11 @@ class Transactions:
         """
         async with self._connection() as connection:
             transaction = connection.transaction()
-            await transaction.start()
+            try:
+                await transaction.start()
+            except BaseException:
+                connection.terminate()  # cut off in its middle, it would come back to the pool as one that has a transaction
+                raise
             limit: asyncio.Timeout | None = None
             try:
                 outcome = returned(job, handler, await handler.function(job, connection))
