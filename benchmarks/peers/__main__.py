@@ -13,7 +13,8 @@ from peers.adapters import all_peers
 from peers.bench import Bench
 from peers.install import CACHE, InstallError, install
 from peers.peer import pick
-from peers.server import Server, running
+from peers.redis import redis_running
+from peers.server import running
 from peers.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_const", dest="size", const="quick", help="one small round, 6 minutes")
     parser.add_argument("--full", action="store_const", dest="size", const="full", help="the long forms as well, hours")
     parser.add_argument("--minutes", type=float, default=0, help="begin nothing new after so many; 6, 45 or no limit")
+    parser.add_argument("--mass", type=int, default=0, help="depth: so many rows instead of each of its masses")
     parser.add_argument("--results", type=Path, help="the file of JSON lines to append to")
     given = parser.parse_args()
     size: Size = given.size or "standard"
@@ -48,10 +50,11 @@ def main() -> None:
     results.parent.mkdir(parents=True, exist_ok=True)
     minutes = given.minutes or {"quick": 6, "standard": 45, "full": 600}[size]
     installed = _install(peers)
-    with running() as server:
-        bench = Bench(server=server, installed=installed, size=size, results=results)
+    with running() as server, redis_running(wanted=any(peer.redis for peer in peers)) as redis:
+        peers = [peer for peer in peers if peer.name in installed and (redis or not peer.redis)]
+        bench = Bench(server=server, redis=redis, installed=installed, size=size, results=results, mass=given.mass)
         rounds = 1 if size == "quick" else given.rounds
-        asyncio.run(_run(bench, workloads, [peer for peer in peers if peer.name in installed], rounds, minutes * 60))
+        asyncio.run(_run(bench, workloads, peers, rounds, minutes * 60))
     print(results)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -31,6 +33,8 @@ class Bench:
     size: Size
     results: Path
     redis: str = ""
+    #: So many rows instead of each mass of the workload depth.
+    mass: int = 0
     #: Does not compress, the same in every run.
     filler: str = field(default_factory=lambda: _filler(8192))
 
@@ -39,6 +43,17 @@ class Bench:
         if self.size == "full" and full is not None:
             return full
         return quick if self.size == "quick" else standard
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass: what is measured is what happens in it."""
+        await asyncio.sleep(seconds)
+
+    def free_port(self) -> int:
+        """Give a port that nobody uses at this moment."""
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port: int = listener.getsockname()[1]
+            return port
 
     def keep(self, **record: Any) -> None:
         """Write a result down and show it."""

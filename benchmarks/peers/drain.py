@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     import asyncpg
 
     from peers.bench import Bench, Figures
-    from peers.peer import Peer
+    from peers.peer import Peer, Settings
 
-FIRST_JOB, LAST_ACK = 60, 60
+#: How long is waited for the first handler, and for the table after the last one; and for all between, in seconds.
+FIRST_JOB, LAST_ACK, WINDOW = 60, 60, 60.0
 #: A poll of the table, in seconds.
 POLL = 0.005
 
@@ -36,36 +37,63 @@ async def drain(
     handler: str = "noop",
     size: int = 100,
     failing: str = "false",
-    patience: float = 120,
+    seconds: float = WINDOW,
     snapshot: bool = False,
+    settings: Settings | None = None,
 ) -> Figures:
-    """Fill a fresh database with jobs and let one process drain it."""
+    """Fill a fresh database with jobs and let one process drain it.
+
+    What is not drained after so many seconds is stopped; its rate is that of the jobs that it did.
+    """
     database = await prepare(bench, peer, count, size=size, failing=failing)
-    task = make_task(bench, peer, database, count=count, handler=handler, form=form)
-    async with _watching(bench, peer, database, snapshot=snapshot) as connection:
-        async with working(bench.installed[peer.name], task) as worker:
-            first = await worker.word("first", FIRST_JOB)
-            handled = await worker.word("handled", patience)
-            finished = await _finished(connection, peer, LAST_ACK) if peer.finished else handled["at"]
-        figures = {
-            "jobs": count,
-            "settings": task["settings"],
-            "durable": count / (finished - first["at"]),
-            "seconds": finished - first["at"],
-            "handled": count / max(handled["at"] - first["at"], 1e-9),
-            "cpu_us": handled["cpu"] / count * 1e6,
-            "rss": handled["rss"],
-            "tenths": [round(rate) for rate in handled["tenths"]],
-        }
+    async with _watching(bench, database, snapshot=snapshot) as connection:
+        figures = await run_worker(
+            bench,
+            peer,
+            connection,
+            database,
+            count=count,
+            handler=handler,
+            settings=settings or peer.settings(form),
+            seconds=seconds,
+        )
     await bench.server.drop(database)
     return figures
+
+
+async def run_worker(
+    bench: Bench, peer: Peer, connection: asyncpg.Connection, database: str, *, until_empty: bool = True, **wishes: Any
+) -> Figures:
+    """Let one process do so many jobs, of a table that is full already."""
+    task = make_task(bench, peer, database, **wishes)
+    async with working(bench.installed[peer.name], task) as worker:
+        first = await worker.word("first", FIRST_JOB)
+        handled = await worker.word("handled", task["seconds"] + LAST_ACK)
+        whole = handled["handled"] >= task["count"]
+        ended = handled["at"]
+        if whole and until_empty and peer.finished:
+            ended = await finished(connection, peer.finished, LAST_ACK)
+        if not until_empty:
+            await worker.leave(LAST_ACK)  # the next one must find nothing in a dead one's hands
+    count = handled["handled"]
+    return {
+        "jobs": count,
+        "settings": task["settings"],
+        **({} if whole else {"unfinished": task["count"] - count}),
+        "durable": count / (ended - first["at"]),
+        "seconds": ended - first["at"],
+        "handled": count / max(handled["at"] - first["at"], 1e-9),
+        "cpu_us": handled["cpu"] / max(count, 1) * 1e6,
+        "rss": handled["rss"],
+        "tenths": [round(rate) for rate in handled["tenths"]],
+    }
 
 
 async def prepare(
     bench: Bench, peer: Peer, count: int, *, size: int = 100, failing: str = "false", settle: bool = True
 ) -> str:
     """Make a fresh database with a peer's tables and so many jobs in them; gives its name."""
-    database = f"bench_{peer.name.replace('-', '_')}"
+    database = f"bench_{peer.adapter}"
     await bench.server.fresh(database)
     task = make_task(bench, peer, database, count=count)
     await run_to_end(bench.installed[peer.name], task, "setup")
@@ -96,7 +124,7 @@ def make_task(bench: Bench, peer: Peer, database: str, **wishes: Any) -> dict[st
 
 
 @asynccontextmanager
-async def _watching(bench: Bench, peer: Peer, database: str, *, snapshot: bool) -> AsyncIterator[asyncpg.Connection]:
+async def _watching(bench: Bench, database: str, *, snapshot: bool) -> AsyncIterator[asyncpg.Connection]:
     """Lend the connection that polls; and hold a snapshot open on another if that is asked for."""
     async with bench.server.connected(database) as connection:
         if not snapshot:
@@ -107,12 +135,12 @@ async def _watching(bench: Bench, peer: Peer, database: str, *, snapshot: bool) 
             yield connection
 
 
-async def _finished(connection: asyncpg.Connection, peer: Peer, patience: float) -> float:
-    """Poll until no job is unfinished; gives when that was seen."""
+async def finished(connection: asyncpg.Connection, query: str, patience: float) -> float:
+    """Poll until the query is true, as when no job is unfinished; gives when that was seen."""
     end = time.monotonic() + patience
-    statement = await connection.prepare(peer.finished)
+    statement = await connection.prepare(query)
     while time.monotonic() < end:
         if await statement.fetchval():
             return time.time()
         await asyncio.sleep(POLL)
-    raise PeerError(f"its jobs were not finished {patience:.0f} s after the last handler's end")
+    raise PeerError(f"{patience:.0f} s were not enough for: {query}")

@@ -43,15 +43,14 @@ class Installed:
 
 def install(peer: Peer) -> Installed:
     """Install a peer unless that was done. Raises InstallError."""
-    adapter = peer.name.replace("-", "_")
-    home = CACHE / f"{peer.name}-{_digest(peer)}"
+    home = CACHE / f"{peer.adapter}-{_digest(peer)}"
     if peer.node:
         node = _node()
         _once(home, lambda: _npm(node, home, peer.requires))
-        script = Path(__file__).parent / "adapters" / f"{adapter}.mjs"
+        script = Path(__file__).parent / "adapters" / f"{peer.adapter}.mjs"
         return Installed((str(node), str(script)), {"PEERS_MODULES": str(home / "node_modules")}, _node_versions(home))
     _once(home, lambda: _pip(home, peer.requires))
-    command = (str(home / "bin" / "python"), "-m", f"peers.adapters.{adapter}")
+    command = (str(home / "bin" / "python"), "-m", f"peers.adapters.{peer.adapter}")
     return Installed(command, {"PYTHONPATH": str(ROOT / "benchmarks")}, _python_versions(home))
 
 

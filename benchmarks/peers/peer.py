@@ -22,6 +22,8 @@ class Peer:
     #: What it is installed from, with versions: packages of PyPI, or of npm if it is a Node program.
     requires: tuple[str, ...]
     node: bool = False
+    #: Of its adapter, where that is not its name.
+    module: str = ""
     #: Its settings where it is fastest, as its documentation recommends them or a search found them.
     best: Settings
     #: Its settings when at most 100 handlers may run at once, or the nearest that it has.
@@ -32,14 +34,21 @@ class Peer:
     fill: str | None = None
     #: A query that is true when no job is unfinished. None: the jobs are not in PostgreSQL.
     finished: str | None
-    #: The same, leaving aside what waits for its retry.
+    #: Needs Redis.
     redis: bool = False
+    #: Hand-written for this server and no product: a ruler beside the peers.
+    ruler: bool = False
     #: Runs in every round of every workload. The others run in the first round only.
     main: bool = False
     #: So many jobs in a second are more than it does: a drain is given fewer jobs.
     slow: int | None = None
     #: What a reader of its figures must know.
     note: str = ""
+
+    @property
+    def adapter(self) -> str:
+        """The name of its module in adapters/."""
+        return self.module or self.name.replace("-", "_")
 
     def settings(self, form: str) -> Settings:
         """Give the settings for a form: best, bounded or latency."""

@@ -18,22 +18,24 @@ function say(event, facts = {}) {
 }
 
 const ends = [], waits = [], failed = new Set();
-let began = false, cpuAtFirst = 0;
+let began = false, cpuAtFirst = 0, wanted = task.count;
 
 function begin() {
   if (began) return;
   began = true;
   cpuAtFirst = cpu();
   say("first");
+  if (task.seconds) setTimeout(() => { if (ends.length < wanted) { wanted = -1; tell(); } }, task.seconds * 1000);
 }
 
 function end() {
   ends.push(performance.now() / 1000);
-  if (ends.length === task.count) tell();
+  if (ends.length === wanted) tell();
 }
 
 function tell() {
   const count = ends.length;
+  if (!count) return say("handled", { handled: 0, cpu: 0, rss: 0, tenths: Array(10).fill(0) });
   const marks = Array.from({ length: 11 }, (_, tenth) => ends[Math.min(Math.floor((tenth * count) / 10), count - 1)]);
   const tenths = marks.slice(1).map((mark, at) => (mark > marks[at] ? count / 10 / (mark - marks[at]) : 0));
   say("handled", { handled: count, cpu: cpu() - cpuAtFirst, rss: process.resourceUsage().maxRSS / 1024, tenths });
@@ -73,6 +75,20 @@ export async function sendInTime(send) {
     await send(newPayload());
     await sleep(Math.max(due - performance.now(), 0));
   }
+}
+
+export async function sendBatches(send) {
+  await send([newPayload()]);
+  await sleep(1000);
+  let due = performance.now(), late = 0;
+  for (let sent = 0; sent < task.count; sent += task.batch) {
+    due += task.gap * 1000;
+    const payload = newPayload();
+    await send(Array(task.batch).fill(payload));
+    late = Math.max(late, performance.now() - due);
+    await sleep(Math.max(due - performance.now(), 0));
+  }
+  say("sent", { late: late / 1000 });
 }
 
 export async function query(text) {

@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 from array import array
+from itertools import pairwise
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ class Recorder:
             self.began = True
             self._cpu = cpu()
             say("first")
+            if "seconds" in TASK:
+                asyncio.get_running_loop().call_later(TASK["seconds"], self._tell_in_time)
 
     def end(self) -> None:
         """Note that a handler has ended well."""
@@ -70,11 +73,19 @@ class Recorder:
         self._failed.add(number)
         return True
 
+    def _tell_in_time(self) -> None:
+        if len(self.ends) < self.wanted:
+            self.wanted = -1
+            self.tell()
+
     def tell(self) -> None:
         """Tell what was counted."""
         count = len(self.ends)
+        if not count:
+            say("handled", handled=0, cpu=0, rss=0, tenths=[0] * 10)
+            return
         marks = [self.ends[min(tenth * count // 10, count - 1)] for tenth in range(11)]
-        tenths = [(after - before) for before, after in zip(marks, marks[1:], strict=False)]
+        tenths = [after - before for before, after in pairwise(marks)]
         say(
             "handled",
             handled=count,
@@ -159,15 +170,29 @@ def new_payload() -> dict[str, Any]:
 
 
 async def send_in_time(send: Callable[[dict[str, Any]], Awaitable[Any]]) -> None:
-    """Send single jobs with a gap between them, through the peer's own call."""
-    gap: float = TASK["gap"]
+    """Send single jobs, a gap after one another, through the peer's own call."""
     await send(new_payload())  # connections, statements and caches are not what is measured
     await asyncio.sleep(1)
     due = perf_counter()
     for _ in range(TASK["count"]):
-        due += gap
+        due += TASK["gap"]
         await send(new_payload())
         await asyncio.sleep(max(due - perf_counter(), 0))
+
+
+async def send_batches(send: Callable[[list[dict[str, Any]]], Awaitable[Any]]) -> None:
+    """Send batches of jobs, a gap after one another; tells how far behind its time it came."""
+    batch: int = TASK["batch"]
+    await send([new_payload()])
+    await asyncio.sleep(1)
+    due, late = perf_counter(), 0.0
+    for _ in range(TASK["count"] // batch):
+        due += TASK["gap"]
+        payload = new_payload()
+        await send([payload] * batch)
+        late = max(late, perf_counter() - due)
+        await asyncio.sleep(max(due - perf_counter(), 0))
+    say("sent", late=late)
 
 
 def main(**verbs: Callable[[], Awaitable[None]]) -> None:

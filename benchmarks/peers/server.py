@@ -52,11 +52,29 @@ class Server:
         async with self.connected() as connection:
             await connection.execute(f'drop database if exists "{database}" with (force)')
 
+    async def rename(self, database: str, name: str) -> None:
+        """Give a database another name, in the place of one that may have it."""
+        async with self.connected() as connection:
+            await connection.execute(f'drop database if exists "{name}" with (force)')
+            await connection.execute(f'alter database "{database}" rename to "{name}"')
+
     async def settle(self, database: str) -> None:
         """Vacuum, analyze and write everything out: what was done before a run must not be paid for in it."""
         async with self.connected(database) as connection:
             await connection.execute("vacuum (analyze)")
             await connection.execute("checkpoint")
+
+    @asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """Let autovacuum rest: its transactions are nobody's."""
+        async with self.connected() as connection:
+            await connection.execute("alter system set autovacuum = off")
+            await connection.execute("select pg_reload_conf()")
+            try:
+                yield
+            finally:
+                await connection.execute("alter system reset autovacuum")
+                await connection.execute("select pg_reload_conf()")
 
     @asynccontextmanager
     async def connected(self, database: str = "postgres") -> AsyncIterator[asyncpg.Connection]:

@@ -84,6 +84,12 @@ class Worker:
         seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return seconds, pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
+    async def leave(self, timeout: float) -> None:  # noqa: ASYNC109 - a measurement's patience
+        """Ask it to finish what it has and go; it is killed if it takes too long."""
+        with suppress(TimeoutError, ProcessLookupError):
+            self._process.terminate()
+            await asyncio.wait_for(self._process.wait(), timeout)
+
     async def end(self) -> None:
         """Kill it and its children, and wait until it is gone."""
         if self._process.returncode is None:

@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from peers.peer import Peer
 
-NAMES = ("howdah", "graphile_worker", "pgqueuer", "pg_boss")
+NAMES = (
+    "howdah",
+    "graphile_worker",
+    "pgqueuer",
+    "pg_boss",
+    "oban",
+    "chancy",
+    "awa",
+    "absurd",
+    "saq",
+    "taskiq_postgres",
+    "procrastinate",
+    "bullmq",
+    "bullmq_redis",
+    "bare",
+)
 
 
 def all_peers() -> dict[str, Peer]:

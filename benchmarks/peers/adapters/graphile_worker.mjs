@@ -1,5 +1,5 @@
 // graphile-worker's process: see graphile_worker.py.
-import { handle, main, query, require, sendInTime, settings, url } from "../process.mjs";
+import { handle, main, query, require, sendBatches, sendInTime, settings, url } from "../process.mjs";
 
 const worker = require("graphile-worker");
 const preset = { worker: { connectionString: url } };
@@ -15,6 +15,11 @@ main({
   async send() {
     const utils = await worker.makeWorkerUtils({ connectionString: url, maxPoolSize: 2 });
     await sendInTime((payload) => utils.addJob("job", payload));
+    await utils.release();
+  },
+  async flood() {
+    const utils = await worker.makeWorkerUtils({ connectionString: url, maxPoolSize: 2 });
+    await sendBatches((payloads) => utils.addJobs(payloads.map((payload) => ({ identifier: "job", payload }))));
     await utils.release();
   },
   async work() {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from peers.peer import Peer
-from peers.process import SETTINGS, TASK, URL, handle, main, send_in_time
+from peers.process import SETTINGS, TASK, URL, handle, main, new_payload, say, send_batches, send_in_time
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,8 +29,9 @@ PEER = Peer(
 
 async def setup() -> None:
     """Make the schema."""
-    import asyncpg  # noqa: PLC0415 - the harness reads this module where no peer is installed
-    from howdah.migrate import migrate  # noqa: PLC0415
+    import asyncpg
+
+    from howdah.migrate import migrate
 
     connection = await asyncpg.connect(URL)
     await migrate(connection)
@@ -37,10 +40,39 @@ async def setup() -> None:
 
 async def send() -> None:
     """Enqueue single jobs, each in a transaction of its own, with the SQL function that any language calls."""
-    from howdah.client import Client  # noqa: PLC0415
+    from howdah.client import Client
 
     async with Client(URL) as client:
         await send_in_time(lambda payload: client.enqueue("job", payload))
+
+
+async def flood() -> None:
+    """Enqueue in batches."""
+    from howdah.client import Client
+
+    async with Client(URL) as client:
+        await send_batches(lambda payloads: client.enqueue_payloads("job", payloads))
+
+
+async def crowd() -> None:
+    """Enqueue from many connections at once, for some seconds; tells the rate."""
+    import asyncpg
+
+    text = json.dumps(new_payload())
+    connections = [await asyncpg.connect(URL) for _ in range(TASK["connections"])]
+    began = monotonic()
+
+    async def one(connection: asyncpg.Connection) -> int:
+        statement, sent = await connection.prepare("select howdah.enqueue('job', $1::jsonb)"), 0
+        while monotonic() - began < TASK["seconds"]:
+            await statement.fetchval(text)
+            sent += 1
+        return sent
+
+    sent = sum(await asyncio.gather(*map(one, connections)))
+    say("sent", rate=sent / (monotonic() - began))
+    for connection in connections:
+        await connection.close()
 
 
 async def work() -> None:
@@ -57,7 +89,7 @@ async def work() -> None:
 
 
 if __name__ == "__main__":
-    main(setup=setup, send=send, work=work)
+    main(setup=setup, send=send, flood=flood, crowd=crowd, work=work)
 elif TASK:
     from howdah import Job, handler
 

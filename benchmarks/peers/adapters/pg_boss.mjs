@@ -1,6 +1,6 @@
 // pg-boss's process: see pg_boss.py.
 import { pathToFileURL } from "node:url";
-import { handle, main, modules, never, sendInTime, settings, url } from "../process.mjs";
+import { handle, main, modules, never, sendBatches, sendInTime, settings, task, url } from "../process.mjs";
 
 const { PgBoss } = await import(pathToFileURL(`${modules}/pg-boss/dist/index.js`));
 
@@ -22,6 +22,11 @@ main({
     await sendInTime((payload) => boss.send("job", payload));
     await boss.stop({ graceful: false });
   },
+  async flood() {
+    const boss = await start({ supervise: false, schedule: false, max: 1 });
+    await sendBatches((payloads) => boss.insert("job", payloads.map((data) => ({ data }))));
+    await boss.stop({ graceful: false });
+  },
   async work() {
     const boss = await start({ useListenNotify: true });
     const { workers, batch } = settings;
@@ -32,9 +37,18 @@ main({
       pollingIntervalSeconds: 0.5,
       notifyPollingIntervalSeconds: 30,
     };
-    await boss.work("job", options, async (jobs) => {
-      await Promise.all(jobs.map((job) => handle(job.data)));
-    });
+    if (task.handler === "failing") {
+      // Each job of a batch ends for itself: otherwise one that fails takes the whole batch with it.
+      await boss.work("job", { ...options, perJobResults: true }, (jobs) =>
+        Promise.all(jobs.map((job) => handle(job.data).then(
+          () => ({ id: job.id, status: "completed" }),
+          (error) => ({ id: job.id, status: "failed", output: { message: error.message } }),
+        ))));
+    } else {
+      await boss.work("job", options, async (jobs) => {
+        await Promise.all(jobs.map((job) => handle(job.data)));
+      });
+    }
     await never;
   },
 });

@@ -12,5 +12,5 @@ PEER = Peer(
     " from generate_series(1, {count}) n",
     finished="select not exists (select from pgboss.job where state < 'completed')",
     main=True,
-    note="four workers with batches of 1,000; a batch is one call of the handler, and fails or ends as one",
+    note="four workers with batches of 1,000; a batch is one call of the handler",
 )

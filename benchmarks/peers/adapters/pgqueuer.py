@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from peers.peer import Peer
-from peers.process import SETTINGS, TASK, URL, handle, main, send_in_time
+from peers.process import SETTINGS, TASK, URL, handle, main, send_batches, send_in_time
 
 PEER = Peer(
     name="pgqueuer",
@@ -23,8 +23,8 @@ PEER = Peer(
 
 
 async def _queries() -> tuple[Any, Any]:
-    import asyncpg  # noqa: PLC0415
-    from pgqueuer.adapters.persistence.queries import Queries  # noqa: PLC0415
+    import asyncpg
+    from pgqueuer.adapters.persistence.queries import Queries
 
     pool = await asyncpg.create_pool(URL, min_size=1, max_size=4)
     return pool, Queries.from_asyncpg_pool(pool)
@@ -44,16 +44,28 @@ async def send() -> None:
     await pool.close()
 
 
+async def flood() -> None:
+    """Enqueue in batches."""
+    pool, queries = await _queries()
+
+    async def some(payloads: list[dict[str, Any]]) -> None:
+        count = len(payloads)
+        await queries.enqueue(["job"] * count, [json.dumps(payload).encode() for payload in payloads], [0] * count)
+
+    await send_batches(some)
+    await pool.close()
+
+
 async def work() -> None:
     """Run its queue manager."""
-    import asyncpg  # noqa: PLC0415
-    from pgqueuer import PgQueuer  # noqa: PLC0415
+    import asyncpg
+    from pgqueuer import PgQueuer
 
     pool = await asyncpg.create_pool(URL, min_size=4, max_size=4)
     queuer = PgQueuer.from_asyncpg_pool(pool)
     options: dict[str, Any] = {}
     if TASK["handler"] == "failing":
-        from pgqueuer.executors import DatabaseRetryEntrypointExecutor  # noqa: PLC0415
+        from pgqueuer.executors import DatabaseRetryEntrypointExecutor
 
         options["executor_factory"] = lambda parameters: DatabaseRetryEntrypointExecutor(
             parameters, max_attempts=3, initial_delay=timedelta(seconds=1)
@@ -68,4 +80,4 @@ async def work() -> None:
 
 
 if __name__ == "__main__":
-    main(setup=setup, send=send, work=work)
+    main(setup=setup, send=send, flood=flood, work=work)

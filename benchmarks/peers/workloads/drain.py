@@ -17,7 +17,7 @@ TITLE = "Drain of jobs that do nothing, each peer at its best"
 
 
 def takes(_peer: Peer) -> bool:
-    """All of them."""
+    """Take all of them."""
     return True
 
 

@@ -1,0 +1,91 @@
+"""Throughput beside much that lies in the tables: a deep queue, jobs for later, jobs that nobody can run, years of history.
+
+Each is measured in turns with the same worker on a queue of 20,000 and nothing else.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from peers.drain import prepare, run_worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import asyncpg
+
+    from peers.bench import Bench, Figures
+    from peers.peer import Peer
+
+NAME = "depth"
+TITLE = "Depth"
+#: So many jobs are drained each time.
+JOBS = 20_000
+JOB = "jsonb_build_object('n', n, 't', 1.5, 'fails', false, 'pad', 'pppppppppppppppppppppppppppppppppppppppp')"
+QUEUED = "insert into howdah.jobs (kind, payload) select 'job', {job} from generate_series({first}, {last}) n"
+LATER = (
+    "insert into howdah.jobs (kind, payload, due_at) select 'job', {job}, now() + interval '1 day' + n * interval '1 ms'"
+    " from generate_series({first}, {last}) n"
+)
+UNKNOWN = "insert into howdah.jobs (kind, payload) select 'unknown', {job} from generate_series({first}, {last}) n"
+HISTORY = (
+    "insert into howdah.job_history (id, created_at, ready_at, claimed_at, started_at, finished_at, lease, leased_by, priority,"
+    " attempt, max_attempts, crashes, queue, kind, state, payload) select -n, now(), now(), now(), now(), now(), n, 1, 0, 1, 3, 0,"
+    " 'default', 'job', 'completed', '{{}}' from generate_series({first}, {last}) n"
+)
+STEP = 1_000_000
+
+
+def takes(peer: Peer) -> bool:
+    """Take Howdah alone."""
+    return peer.name == "howdah"
+
+
+async def run(bench: Bench, peer: Peer) -> AsyncIterator[Figures]:
+    """Measure beside each kind of mass."""
+    masses = {
+        "queued": (QUEUED, bench.of(quick=200_000, standard=5_000_000)),
+        "scheduled for later": (LATER, bench.of(quick=200_000, standard=5_000_000)),
+        "of an unknown kind at the head": (UNKNOWN, bench.of(quick=100_000, standard=1_000_000)),
+        "rows of history": (HISTORY, bench.of(quick=200_000, standard=5_000_000, full=100_000_000)),
+    }
+    if bench.mass:
+        masses = {name: (statement, bench.mass) for name, (statement, _) in masses.items()}
+    for name, (statement, count) in masses.items():
+        yield {"case": f"{count:,} {name}", **await _beside(bench, peer, statement, count)}
+
+
+async def _beside(bench: Bench, peer: Peer, statement: str, count: int) -> Figures:
+    """Drain 20,000 jobs beside the mass and alone, in turns; both databases stay for all turns."""
+    alone = await prepare(bench, peer, 0)
+    beside = f"{alone}_deep"
+    await bench.server.rename(alone, beside)
+    alone = await prepare(bench, peer, 0)
+    async with bench.server.connected(beside) as deep, bench.server.connected(alone) as plain:
+        await deep.execute("alter table howdah.jobs set (autovacuum_enabled = off)")
+        for first in range(1, count + 1, STEP):
+            await deep.execute(statement.format(job=JOB, first=first, last=min(first + STEP - 1, count)))
+        await deep.execute("alter table howdah.jobs reset (autovacuum_enabled)")
+        await bench.server.settle(beside)
+        rates: dict[str, list[float]] = {"beside": [], "alone": []}
+        for number in range(bench.of(quick=1, standard=4)):
+            pair = (("beside", deep, beside), ("alone", plain, alone))
+            for name, connection, database in pair if number % 2 else pair[::-1]:
+                rates[name].append(
+                    await _rate(bench, peer, connection, database, fill=name == "alone" or statement != QUEUED)
+                )
+    await bench.server.drop(alone)
+    await bench.server.drop(beside)
+    found, expected = statistics.median(rates["beside"]), statistics.median(rates["alone"])
+    return {"jobs": JOBS, "handled": found, "alone": expected, "ratio": found / expected}
+
+
+async def _rate(bench: Bench, peer: Peer, connection: asyncpg.Connection, database: str, *, fill: bool) -> float:
+    """Let a worker do 20,000 jobs; gives handlers per second, for with a deep queue the table is never done."""
+    if fill:
+        await connection.execute(QUEUED.format(job=JOB, first=1, last=JOBS))
+    await connection.execute("vacuum howdah.jobs")
+    await connection.execute("checkpoint")
+    figures = await run_worker(bench, peer, connection, database, count=JOBS, seconds=60, until_empty=False)
+    return float(figures["handled"])
