@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peers import report, tables
 from peers.adapters import all_peers
 from peers.bench import Bench
 from peers.install import CACHE, InstallError, install
+from peers.machine import about
 from peers.peer import pick
 from peers.redis import redis_running
+from peers.results import Results
 from peers.server import running
 from peers.workloads import WORKLOADS
 
@@ -37,7 +40,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0, help="begin nothing new after so many; 6, 45 or no limit")
     parser.add_argument("--mass", type=int, default=0, help="depth: so many rows instead of each of its masses")
     parser.add_argument("--results", type=Path, help="the file of JSON lines to append to")
+    parser.add_argument(
+        "--report",
+        nargs="*",
+        type=Path,
+        help="measure nothing: make docs/benchmarks.md of these files, or of the newest",
+    )
     given = parser.parse_args()
+    if given.report is not None:
+        report.write(*(given.report or [report.results_in(CACHE)]))
+        return
     size: Size = given.size or "standard"
     try:
         peers = pick(all_peers(), [name for name in given.peers.split(",") if name])
@@ -55,7 +67,8 @@ def main() -> None:
         bench = Bench(server=server, redis=redis, installed=installed, size=size, results=results, mass=given.mass)
         rounds = 1 if size == "quick" else given.rounds
         asyncio.run(_run(bench, workloads, peers, rounds, minutes * 60))
-    print(results)
+    print(tables.targets_table(Results(results)))
+    print(f"\n{results}: ./dev peers --report makes docs/benchmarks.md of it")
 
 
 def _install(peers: list[Peer]) -> dict[str, Installed]:
@@ -73,6 +86,7 @@ async def _run(bench: Bench, workloads: list[Workload], peers: list[Peer], round
     """Run each workload in rounds: in every round each peer once, so that a tired machine tires for all."""
     began = time.monotonic()
     left_out = 0
+    bench.keep(**await about(bench, peers, rounds))
     for workload in workloads:
         for number in range(rounds):
             for peer in peers:

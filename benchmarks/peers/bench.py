@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from peers.peer import Peer
     from peers.server import Server
 
+#: What is written down and not shown.
+HIDDEN = {"at", "size", "settings", "tenths", "about"}
 Size = Literal["quick", "standard", "full"]
 Figures = dict[str, Any]
 
@@ -60,7 +62,7 @@ class Bench:
         record |= {"at": round(time.time(), 1), "load": round(os.getloadavg()[0], 2), "size": self.size}
         with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        shown = {name: value for name, value in record.items() if name not in {"at", "size", "settings", "tenths"}}
+        shown = {name: _short(value) for name, value in record.items() if name not in HIDDEN}
         print(json.dumps(shown), file=sys.stderr, flush=True)
 
 
@@ -76,6 +78,10 @@ class Workload(Protocol):
 
     def run(self, bench: Bench, peer: Peer) -> AsyncIterator[Figures]:
         """Measure a peer once; gives a record for each case."""
+
+
+def _short(value: Any) -> Any:
+    return round(value, 3 if abs(value) < 100 else None) if isinstance(value, float) else value
 
 
 def _filler(length: int) -> str:

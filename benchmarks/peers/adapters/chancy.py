@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from peers.peer import Peer
-from peers.process import SETTINGS, URL, main, send_in_time
+from peers.process import SETTINGS, URL, handle, main, send_in_time
 
 PEER = Peer(
     name="chancy",

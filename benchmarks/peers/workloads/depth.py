@@ -1,6 +1,6 @@
 """Throughput beside much that lies in the tables: a deep queue, jobs for later, jobs that nobody can run, years of history.
 
-Each is measured in turns with the same worker on a queue of 20,000 and nothing else.
+Each is measured in turns with the same worker on a queue of as many jobs as it drains and nothing else.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 NAME = "depth"
 TITLE = "Depth"
-#: So many jobs are drained each time.
-JOBS = 20_000
 JOB = "jsonb_build_object('n', n, 't', 1.5, 'fails', false, 'pad', 'pppppppppppppppppppppppppppppppppppppppp')"
 QUEUED = "insert into howdah.jobs (kind, payload) select 'job', {job} from generate_series({first}, {last}) n"
 LATER = (
@@ -57,7 +55,8 @@ async def run(bench: Bench, peer: Peer) -> AsyncIterator[Figures]:
 
 
 async def _beside(bench: Bench, peer: Peer, statement: str, count: int) -> Figures:
-    """Drain 20,000 jobs beside the mass and alone, in turns; both databases stay for all turns."""
+    """Drain the same number of jobs beside the mass and alone, in turns; both databases stay for all turns."""
+    jobs = bench.of(quick=20_000, standard=100_000)
     alone = await prepare(bench, peer, 0)
     beside = f"{alone}_deep"
     await bench.server.rename(alone, beside)
@@ -69,23 +68,25 @@ async def _beside(bench: Bench, peer: Peer, statement: str, count: int) -> Figur
         await deep.execute("alter table howdah.jobs reset (autovacuum_enabled)")
         await bench.server.settle(beside)
         rates: dict[str, list[float]] = {"beside": [], "alone": []}
-        for number in range(bench.of(quick=1, standard=4)):
+        for number in range(bench.of(quick=1, standard=3)):
             pair = (("beside", deep, beside), ("alone", plain, alone))
             for name, connection, database in pair if number % 2 else pair[::-1]:
                 rates[name].append(
-                    await _rate(bench, peer, connection, database, fill=name == "alone" or statement != QUEUED)
+                    await _rate(bench, peer, connection, database, jobs, fill=name == "alone" or statement != QUEUED)
                 )
     await bench.server.drop(alone)
     await bench.server.drop(beside)
     found, expected = statistics.median(rates["beside"]), statistics.median(rates["alone"])
-    return {"jobs": JOBS, "handled": found, "alone": expected, "ratio": found / expected}
+    return {"jobs": jobs, "handled": found, "alone": expected, "ratio": found / expected}
 
 
-async def _rate(bench: Bench, peer: Peer, connection: asyncpg.Connection, database: str, *, fill: bool) -> float:
-    """Let a worker do 20,000 jobs; gives handlers per second, for with a deep queue the table is never done."""
+async def _rate(
+    bench: Bench, peer: Peer, connection: asyncpg.Connection, database: str, jobs: int, *, fill: bool
+) -> float:
+    """Let a worker do so many jobs; gives handlers per second, for with a deep queue the table is never done."""
     if fill:
-        await connection.execute(QUEUED.format(job=JOB, first=1, last=JOBS))
+        await connection.execute(QUEUED.format(job=JOB, first=1, last=jobs))
     await connection.execute("vacuum howdah.jobs")
     await connection.execute("checkpoint")
-    figures = await run_worker(bench, peer, connection, database, count=JOBS, seconds=60, until_empty=False)
+    figures = await run_worker(bench, peer, connection, database, count=jobs, seconds=60, until_empty=False)
     return float(figures["handled"])
