@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peers.server import Server
 
 #: What is written down and not shown.
-HIDDEN = {"at", "size", "settings", "tenths", "about"}
+HIDDEN = {"at", "size", "settings", "tenths"}
 Size = Literal["quick", "standard", "full"]
 Figures = dict[str, Any]
 
@@ -62,6 +62,8 @@ class Bench:
         record |= {"at": round(time.time(), 1), "load": round(os.getloadavg()[0], 2), "size": self.size}
         with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if "about" in record:
+            return
         shown = {name: _short(value) for name, value in record.items() if name not in HIDDEN}
         print(json.dumps(shown), file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""How long jobs wait while a worker is at half of what it can do: a steady stream in batches, twenty a second.
+"""How long jobs wait while a worker is at half of what it can do: a steady stream in batches, a hundred a second.
 
 The peak is that of a drain just before, by the same peer; the stream, the worker and the server share the machine.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "load"
 TITLE = "Waits at half of the peak"
-BATCHES = 20
+BATCHES = 100
 PEERS = ("howdah", "graphile-worker", "pgqueuer", "pg-boss")
 PATIENCE = 60
 

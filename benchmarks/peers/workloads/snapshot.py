@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME = "snapshot"
 TITLE = "With a snapshot held open"
 PEERS = ("howdah", "graphile-worker", "pgqueuer", "pg-boss", "oban")
-RATE, BATCHES = 2000, 20
+RATE, BATCHES = 2000, 100
 PATIENCE = 60
 #: Ten slots claim ten and a hundred ahead of them.
 SMALL_CLAIMS = 10
