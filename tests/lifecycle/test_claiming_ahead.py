@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 SLOTS = 10
 #: What may wait in hand beyond the slots, in seconds of work for each slot; and half as much again for a busy machine.
 AHEAD = 0.1 * 1.5
+#: A job of so many seconds that was claimed for no free slot waits at least so long.
+LONG = 0.4
 SLEEPERS = """
 @handler("work")
 async def work(job: Job) -> None:
@@ -75,16 +77,16 @@ async def test_jobs_of_milliseconds_are_never_in_hand_for_more_than_a_tenth_of_a
 
 
 async def test_long_jobs_are_claimed_only_into_free_slots(daemon: StartDaemon, connection: asyncpg.Connection) -> None:
-    await drained(daemon, connection, *({"kind": "long", "payload": {"seconds": 0.25}} for _ in range(4 * SLOTS)))
+    await drained(daemon, connection, *({"kind": "long", "payload": {"seconds": LONG}} for _ in range(4 * SLOTS)))
     assert await largest_claim(connection) <= SLOTS
-    assert await longest_in_hand(connection, "long") < 0.2
+    assert await longest_in_hand(connection, "long") < LONG
 
 
 async def test_long_jobs_between_short_ones_are_claimed_only_into_free_slots(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:
     # Some of both are seen before the rest: what has never run is not known to be long.
-    long, short = {"kind": "long", "payload": {"seconds": 0.25}}, {"kind": "work"}
-    mixed = [*([short] * 50), long] * 12
+    long, short = {"kind": "long", "payload": {"seconds": LONG}}, {"kind": "work"}
+    mixed = [*([short] * 25), long] * (4 * SLOTS)
     await drained(daemon, connection, long, long, *mixed)
-    assert await longest_in_hand(connection, "long") < 0.2
+    assert await longest_in_hand(connection, "long") < LONG

@@ -29,13 +29,13 @@ main({
   },
   async work() {
     const boss = await start({ useListenNotify: true });
-    const { workers, batch } = settings;
+    const { workers, batch, poll } = settings;
     const options = {
       batchSize: batch,
       localConcurrency: workers,
       burstWhenBatchFull: batch > 1,
       pollingIntervalSeconds: 0.5,
-      notifyPollingIntervalSeconds: 30,
+      notifyPollingIntervalSeconds: poll,
     };
     if (task.handler === "failing") {
       // Each job of a batch ends for itself: otherwise one that fails takes the whole batch with it.

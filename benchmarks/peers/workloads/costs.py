@@ -53,7 +53,7 @@ async def _idle(bench: Bench, peer: Peer) -> Figures:
     seconds = bench.of(quick=10, standard=30, full=60)
     database = await prepare(bench, peer, 0)
     await _count(bench, database)
-    task = make_task(bench, peer, database, count=1)
+    task = make_task(bench, peer, database, count=1, form="latency")
     async with bench.server.quiet(), working(bench.installed[peer.name], task) as worker:
         await bench.pause(CALM)
         before, (cpu, _) = await _counters(bench, database), worker.used()
