@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,19 +26,25 @@ if TYPE_CHECKING:
     from peers.install import Installed
     from peers.peer import Peer
 
-#: Longer than this, in seconds, no peer takes for one workload.
-PATIENCE = 900
+#: Longer than this, in seconds, no peer takes for one workload; nothing new is begun after so many minutes.
+PATIENCE = {"quick": 300, "standard": 1500, "full": 6 * 3600}
+MINUTES = {"quick": 6, "standard": 45, "full": 24 * 60}
+#: Who runs in the quick form, unless somebody says otherwise.
+QUICK = ["howdah", "graphile-worker", "pgqueuer", "bare asyncpg"]
 
 
 def main() -> None:
     """Parse, and run."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
     parser = argparse.ArgumentParser(prog="./dev peers", description=__doc__)
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}; all if none")
     parser.add_argument("--peers", default="", help=f"of {','.join(all_peers())}; all if none")
-    parser.add_argument("--rounds", type=int, default=3, help="every peer once in each; 3")
-    parser.add_argument("--quick", action="store_const", dest="size", const="quick", help="one small round, 6 minutes")
+    parser.add_argument("--rounds", type=int, default=0, help="every peer once in each; 1 to 3, by the workload")
+    parser.add_argument(
+        "--quick", action="store_const", dest="size", const="quick", help="one small round of four, 6 minutes"
+    )
     parser.add_argument("--full", action="store_const", dest="size", const="full", help="the long forms as well, hours")
-    parser.add_argument("--minutes", type=float, default=0, help="begin nothing new after so many; 6, 45 or no limit")
+    parser.add_argument("--minutes", type=float, default=0, help="begin nothing new after so many; 6 or 45")
     parser.add_argument("--mass", type=int, default=0, help="depth: so many rows instead of each of its masses")
     parser.add_argument("--results", type=Path, help="the file of JSON lines to append to")
     parser.add_argument(
@@ -52,7 +59,8 @@ def main() -> None:
         return
     size: Size = given.size or "standard"
     try:
-        peers = pick(all_peers(), [name for name in given.peers.split(",") if name])
+        names = [name for name in given.peers.split(",") if name]
+        peers = pick(all_peers(), names or (QUICK if size == "quick" else []))
         workloads = [WORKLOADS[name] for name in given.workloads or WORKLOADS]
     except (ValueError, KeyError) as error:
         parser.error(
@@ -60,13 +68,12 @@ def main() -> None:
         )
     results = given.results or CACHE / f"results-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
-    minutes = given.minutes or {"quick": 6, "standard": 45, "full": 600}[size]
+    minutes = given.minutes or MINUTES[size]
     installed = _install(peers)
     with running() as server, redis_running(wanted=any(peer.redis for peer in peers)) as redis:
         peers = [peer for peer in peers if peer.name in installed and (redis or not peer.redis)]
         bench = Bench(server=server, redis=redis, installed=installed, size=size, results=results, mass=given.mass)
-        rounds = 1 if size == "quick" else given.rounds
-        asyncio.run(_run(bench, workloads, peers, rounds, minutes * 60))
+        asyncio.run(_run(bench, workloads, peers, given.rounds, minutes * 60))
     print(tables.targets_table(Results(results)))
     print(f"\n{results}: ./dev peers --report makes docs/benchmarks.md of it")
 
@@ -86,9 +93,9 @@ async def _run(bench: Bench, workloads: list[Workload], peers: list[Peer], round
     """Run each workload in rounds: in every round each peer once, so that a tired machine tires for all."""
     began = time.monotonic()
     left_out = 0
-    bench.keep(**await about(bench, peers, rounds))
+    bench.keep(**await about(bench, peers))
     for workload in workloads:
-        for number in range(rounds):
+        for number in range(rounds or bench.of(quick=1, standard=workload.ROUNDS)):
             for peer in peers:
                 if not workload.takes(peer) or (number and not peer.main):
                     continue
@@ -96,6 +103,7 @@ async def _run(bench: Bench, workloads: list[Workload], peers: list[Peer], round
                     left_out += 1
                     continue
                 await _measure(bench, workload, peer, number)
+        print(f"{workload.NAME}: after {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
     print(f"took {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
     if left_out:
         print(f"{left_out} measurements were left out: the time was up", file=sys.stderr)
@@ -105,7 +113,7 @@ async def _measure(bench: Bench, workload: Workload, peer: Peer, number: int) ->
     """Measure one peer once. What goes wrong with it is its result, and ends nothing else."""
     about = {"workload": workload.NAME, "peer": peer.name, "round": number}
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE[bench.size]):
             async for figures in workload.run(bench, peer):
                 bench.keep(**about, **figures)
     except Exception as error:

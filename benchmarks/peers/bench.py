@@ -74,6 +74,8 @@ class Workload(Protocol):
     #: Its name on the command line, and its heading in the report.
     NAME: str
     TITLE: str
+    #: How many of them it needs for a median, unless somebody says otherwise.
+    ROUNDS: int
 
     def takes(self, peer: Peer) -> bool:
         """Tell whether a peer takes part."""

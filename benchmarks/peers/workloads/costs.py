@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "costs"
 TITLE = "Costs"
+ROUNDS = 1
 PEERS = ("howdah", "graphile-worker", "pgqueuer", "pg-boss", "oban")
 #: Polls slow down and late words of what came before arrive, in seconds.
 CALM = 12
@@ -55,7 +56,7 @@ async def _idle(bench: Bench, peer: Peer) -> Figures:
     await _count(bench, database)
     task = make_task(bench, peer, database, count=1, form="latency")
     async with bench.server.quiet(), working(bench.installed[peer.name], task) as worker:
-        await bench.pause(CALM)
+        await bench.pause(bench.of(quick=5, standard=CALM))
         before, (cpu, _) = await _counters(bench, database), worker.used()
         began = time.monotonic()
         await bench.pause(seconds)

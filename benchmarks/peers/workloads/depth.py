@@ -5,10 +5,12 @@ Each is measured in turns with the same worker on a queue of as many jobs as it 
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from typing import TYPE_CHECKING
 
 from peers.drain import prepare, run_worker
+from peers.install import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "depth"
 TITLE = "Depth"
+ROUNDS = 1
 JOB = "jsonb_build_object('n', n, 't', 1.5, 'fails', false, 'pad', 'pppppppppppppppppppppppppppppppppppppppp')"
 QUEUED = "insert into howdah.jobs (kind, payload) select 'job', {job} from generate_series({first}, {last}) n"
 LATER = (
@@ -33,6 +36,8 @@ HISTORY = (
     " 'default', 'job', 'completed', '{{}}' from generate_series({first}, {last}) n"
 )
 STEP = 1_000_000
+#: What a row takes with its indexes, and what is left free on the disk whatever happens.
+JOB_BYTES, HISTORY_BYTES, LEFT_FREE = 700, 300, 20 * 2**30
 
 
 def takes(peer: Peer) -> bool:
@@ -57,6 +62,7 @@ async def run(bench: Bench, peer: Peer) -> AsyncIterator[Figures]:
 async def _beside(bench: Bench, peer: Peer, statement: str, count: int) -> Figures:
     """Drain the same number of jobs beside the mass and alone, in turns; both databases stay for all turns."""
     jobs = bench.of(quick=20_000, standard=100_000)
+    _mind_disk(count * (HISTORY_BYTES if statement == HISTORY else JOB_BYTES))
     alone = await prepare(bench, peer, 0)
     beside = f"{alone}_deep"
     await bench.server.rename(alone, beside)
@@ -78,6 +84,15 @@ async def _beside(bench: Bench, peer: Peer, statement: str, count: int) -> Figur
     await bench.server.drop(beside)
     found, expected = statistics.median(rates["beside"]), statistics.median(rates["alone"])
     return {"jobs": jobs, "handled": found, "alone": expected, "ratio": found / expected}
+
+
+def _mind_disk(needed: int) -> None:
+    """Refuse what the disk has no room for."""
+    free = shutil.disk_usage(CACHE).free
+    if free - needed < LEFT_FREE:
+        raise OSError(
+            f"{needed / 2**30:.0f} GB are needed in {CACHE}, and {LEFT_FREE / 2**30:.0f} GB to be left free; {free / 2**30:.0f} are free: --mass N"
+        )
 
 
 async def _rate(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "enqueue"
 TITLE = "Enqueue, beside bare INSERTs into the same table"
+ROUNDS = 1
 PAYLOAD = json.dumps({"n": 1, "t": 1.5, "fails": False, "pad": "p" * 40})
 CROWD = 32
 PATIENCE = 60

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NAME = "latency"
 TITLE = "Latency of an idle worker, enqueue to start"
+ROUNDS = 2
 GAP = 0.03
 START = 20
 
@@ -26,7 +27,7 @@ def takes(_peer: Peer) -> bool:
 
 async def run(bench: Bench, peer: Peer) -> AsyncIterator[Figures]:
     """Send single jobs to an idle worker."""
-    count = bench.of(quick=100, standard=300)
+    count = bench.of(quick=100, standard=250)
     database = await prepare(bench, peer, 0)
     installed = bench.installed[peer.name]
     # One more: the first tells only that the worker works.

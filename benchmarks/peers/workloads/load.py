@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "load"
 TITLE = "Waits at half of the peak"
+ROUNDS = 1
 BATCHES = 100
 PEERS = ("howdah", "graphile-worker", "pgqueuer", "pg-boss")
 PATIENCE = 60

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "realistic"
 TITLE = "Realistic jobs"
+ROUNDS = 2
 CASES: dict[str, dict[str, Any]] = {
     "a small UPDATE each": {"handler": "sql", "form": "bounded"},
     "5 ms of waiting each": {"handler": "wait", "form": "bounded"},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "scaling"
 TITLE = "Several daemons on one server"
+ROUNDS = 2
 DAEMONS = (1, 2, 4, 8)
 
 

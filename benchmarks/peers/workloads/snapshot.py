@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAME = "snapshot"
 TITLE = "With a snapshot held open"
+ROUNDS = 1
 PEERS = ("howdah", "graphile-worker", "pgqueuer", "pg-boss", "oban")
 RATE, BATCHES = 2000, 100
 PATIENCE = 60
