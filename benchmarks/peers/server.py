@@ -106,5 +106,9 @@ def running() -> Iterator[Server]:
 def _tidy() -> None:
     """Remove what runs that were killed have left."""
     for folder in CACHE.glob("server-*-*"):
-        if not Path("/proc", folder.name.split("-")[1]).exists():
+        try:
+            os.kill(int(folder.name.split("-")[1]), 0)
+        except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:
+            continue

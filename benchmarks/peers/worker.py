@@ -46,7 +46,7 @@ class Worker:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
-                cwd=tempfile.gettempdir(),
+                cwd="/",  # a folder that has no modules by chance
                 env={**inherited, **installed.environment, "PEERS_TASK": json.dumps(task)},
                 start_new_session=True,
                 preexec_fn=_die_with_us,
