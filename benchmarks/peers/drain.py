@@ -1,7 +1,7 @@
 """The measure of all throughput: a full table, one process, and the time until nothing is unfinished in the table.
 
 "Durable" is from the first handler's start until a poll of the table sees no unfinished job. "Handled" is from the first
-handler's end to the last one's; a peer that writes late shows a gap between the two.
+handler's start to the last one's end; a peer that writes late shows a gap between the two.
 """
 
 from __future__ import annotations
