@@ -64,6 +64,7 @@ class Figures:
     statements_per_job: float | None
     commits_per_job: float
     wal_bytes_per_job: float
+    buffers_per_job: float | None
     heap_only_claims: float
     idle_latency_p50_ms: float
     idle_latency_p99_ms: float
@@ -123,6 +124,7 @@ async def _measure(config: Config, jobs: int, slots: int, latencies: int) -> Fig
         statements_per_job=round(spent["statements"] / jobs, 4) if spent["statements"] else None,
         commits_per_job=round(spent["commits"] / jobs, 4),
         wal_bytes_per_job=round(spent["wal"] / jobs),
+        buffers_per_job=round(spent["buffers"] / jobs, 1) if spent["statements"] else None,
         heap_only_claims=round(spent["hot"] / max(spent["updates"], 1), 4),
         idle_latency_p50_ms=round(waits[len(waits) // 2] * 1000, 2),
         idle_latency_p99_ms=round(waits[min(int(len(waits) * 0.99), len(waits) - 1)] * 1000, 2),
@@ -217,12 +219,14 @@ async def _counters(connection: asyncpg.Connection) -> dict[str, float]:
     counters = {name: float(value) for name, value in (row or {}).items()}
     try:
         await connection.execute("create extension if not exists pg_stat_statements")
-        statements = await connection.fetchval(
-            "select sum(calls) from pg_stat_statements s join pg_database d on d.oid = s.dbid where d.datname = current_database()"
+        row = await connection.fetchrow(
+            "select sum(calls), sum(shared_blks_hit + shared_blks_read) from pg_stat_statements s"
+            " join pg_database d on d.oid = s.dbid where d.datname = current_database()"
         )
     except asyncpg.PostgresError:
-        statements = 0  # not loaded there; the commits say as much, one statement each
-    return {**counters, "statements": float(statements or 0)}
+        row = None  # not loaded there; the commits say as much, one statement each
+    statements, buffers = row or (0, 0)
+    return {**counters, "statements": float(statements or 0), "buffers": float(buffers or 0)}
 
 
 def _cpu() -> float:

@@ -86,6 +86,8 @@ class Claimer:
         self._holds: set[str] = set()
         self._suspects = False
         self._lane: asyncio.Task[None] | None = None
+        # The last claim was for short kinds alone, and passed over what may have come before them.
+        self._passed_over = False
         # Queues whose last claim came back full, or that had no room: for them room is news.
         self._hungry = set(slots)
         self._asleep = False
@@ -171,7 +173,10 @@ class Claimer:
             self._lane = asyncio.create_task(self._run_suspects(), name="suspects")
 
     def _plan(self) -> Plan | None:
-        """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short."""
+        """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short.
+
+        Claims of short kinds alone alternate with claims of every kind: with many short jobs behind it no other would ever be claimed.
+        """
         if self._is_full() or self._holds:
             return None
         # Beside a suspect nothing is claimed ahead.
@@ -183,8 +188,12 @@ class Claimer:
             if slots.free + ahead > 0:
                 rooms[name] = slots.free + ahead
         if rooms:
+            self._passed_over = False
             return Plan(self._kinds, _limited(rooms))
+        if self._passed_over:
+            return None
         rooms = {name: ahead for name, slots in self._slots.items() if short and (ahead := self._ahead(slots))}
+        self._passed_over = bool(rooms)
         return Plan(short, _limited(rooms)) if rooms else None
 
     def _ahead(self, slots: QueueSlots) -> int:
