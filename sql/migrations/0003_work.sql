@@ -394,7 +394,7 @@ begin
     return next;
   end loop;
   if found then
-    perform howdah.wake_all(), pg_notify('howdah_control', 'suspects');
+    perform howdah.wake_all(), howdah.notify('howdah_control', 'suspects');
   end if;
 end $$;
 
