@@ -840,7 +840,7 @@ begin
   gone as (
     delete from howdah.jobs j using held d where j.ctid = d.at and d.outcome in ('completed', 'dead', 'cancelled', 'crashed')
     returning j.*, d.outcome, d.result, d.error, d.progress as last_progress, d.run,
-      greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began, d.age is null and j.started_at is null as unstarted),
+      least(moment, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second'))) as began, d.age is null and j.started_at is null as unstarted),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
       cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
@@ -853,8 +853,10 @@ begin
       case when g.error is null or g.outcome = 'cancelled' then g.errors else howdah.with_error(g.errors, g.error, g.attempt, moment) end,
       coalesce(g.last_progress, g.progress),
       case when g.outcome = 'cancelled' then g.error ->> 'by' end, case when g.outcome = 'cancelled' then g.error ->> 'reason' end,
-      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
-      case when not g.unstarted then g.began end, greatest(g.began, g.claimed_at, least(moment, g.began + g.run * interval '1 second'))
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout,
+      -- Nothing later than this moment: what was written before the clock was set back would want a day that history does not have.
+      least(g.created_at, moment), g.ready_at, least(g.claimed_at, moment),
+      case when not g.unstarted then g.began end, greatest(g.began, least(g.claimed_at, moment), least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack.keep),
   back as (
     update howdah.jobs j
@@ -1020,10 +1022,11 @@ create function howdah.worker_beat(worker bigint) returns table (leads boolean, 
 declare
   lease interval;
 begin
-  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = worker_beat.worker returning w.ttl into lease;
+  -- Not the later of both: after a step back the next beat would be years ahead.
+  update howdah.workers w set beat_at = clock_timestamp() where w.id = worker_beat.worker returning w.ttl into lease;
   if not found then return; end if;
   update howdah.leader l set worker = worker_beat.worker, until = clock_timestamp() + lease
-    where l.worker = worker_beat.worker or l.until < clock_timestamp();
+    where l.worker = worker_beat.worker or l.until < clock_timestamp() or not exists (select from howdah.workers w where w.id = l.worker);
   leads := found;
   suspects := exists (select from howdah.jobs j where j.due_at is null and j.suspect);
   signals := exists (select from howdah.signals s);
@@ -1034,7 +1037,9 @@ end $$;
 -- none any more. A job that had not started comes back unpunished; a suspect whose start was written gets a crash, and
 -- with the second it is dead; an at-most-once job that had started is dead. There is no index to go by, on purpose:
 -- looking at workers comes first, and only a dead one costs a scan.
-create function howdah.rescue(count int default 10000) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
+-- Beats say who lives only while the clock runs evenly: a step makes all look dead, or the dead alive. The caller, whose own monotonic clock nobody
+-- sets, tells what this one should show (`expected`) and for how many seconds it has run `even`ly; null: it vouches for it.
+create function howdah.rescue(count int default 10000, expected timestamptz default null, even float8 default null) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
 language plpgsql as $$
 #variable_conflict use_variable
 declare
@@ -1043,8 +1048,11 @@ declare
   -- After an outage of the server, or of the wire, nobody has had time to beat.
   quiet timestamptz := greatest(pg_postmaster_start_time(), (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a));
 begin
-  for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl
-                and (quiet < clock_timestamp() - w.ttl or w.beat_at = 'epoch')    -- epoch: it has left and said so
+  for dead in select w.* from howdah.workers w
+              where w.beat_at = 'epoch'                                             -- it has left and said so
+                 or abs(extract(epoch from clock_timestamp() - w.beat_at)) > extract(epoch from w.ttl)   -- ahead: it died before the clock was set back
+                and (quiet < clock_timestamp() - w.ttl or quiet > clock_timestamp())
+                and (even is null or even >= extract(epoch from w.ttl) and clock_timestamp() between expected - w.ttl / 3 and expected + w.ttl / 3)
               order by w.id for update skip locked loop
     select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
            array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors
@@ -1494,7 +1502,7 @@ insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, howdah.without_secrets(job.kind, job.payload), job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
   job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.limits, job.retried_from, job.timeout,
-  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at));
+  least(job.created_at, clock_timestamp()), job.ready_at, clock_timestamp());   -- as in howdah.ack
 select true $$;
 
 -- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and
@@ -1713,11 +1721,11 @@ begin
   end if;
   select w.id into me from howdah.workers w
     where w.version = 'sql' and w.name = sql_worker.worker and w.queues = sql_worker.queues and w.kinds = sql_worker.kinds and w.ttl = sql_worker.ttl
-      and w.beat_at > clock_timestamp() - w.ttl / 12;
+      and w.beat_at between clock_timestamp() - w.ttl / 12 and clock_timestamp();
   if me is null then
     insert into howdah.workers as w (name, version, ttl, queues, kinds, sleeps) values (worker, 'sql', ttl, queues, kinds, true)
     on conflict (name) where version = 'sql' do update set queues = excluded.queues, kinds = excluded.kinds, ttl = excluded.ttl,
-      beat_at = greatest(w.beat_at, clock_timestamp())
+      beat_at = clock_timestamp()
     returning id into me;
   end if;
   return me;
@@ -1730,7 +1738,7 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 declare
   me bigint;
 begin
-  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.version = 'sql' and w.name = beat.worker returning w.id into me;
+  update howdah.workers w set beat_at = clock_timestamp() where w.version = 'sql' and w.name = beat.worker returning w.id into me;
   alive := me is not null;
   select coalesce(array_agg(distinct s.job_id), '{}') into cancelled from howdah.signals s join howdah.jobs j on j.id = s.job_id where j.leased_by = me;
 end $$;
@@ -2578,6 +2586,12 @@ begin
   where not exists (select from howdah.openings o where o.key = l.gate) and not exists (select from howdah.holds h where h.key = l.gate)
     and (howdah.limit_for(l.gate)).concurrency is distinct from 0;
   get diagnostics opened = row_count;
+  -- No token is further away than that, unless the clock was set back.
+  with ahead as materialized (
+    select o.id from howdah.openings o where o.open_at > clock_timestamp() + interval '1 second'
+      and o.open_at > clock_timestamp() + 2 / coalesce((howdah.limit_for(o.key)).rate, 2) * interval '1 second' order by o.id for update skip locked)
+  update howdah.openings o set open_at = clock_timestamp() from ahead where o.id = ahead.id;
+  if found then opened := opened + 1; end if;
   delete from howdah.buckets b where b.key in (
     select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
     and pg_try_advisory_xact_lock(7316043, hashtext(b.key));

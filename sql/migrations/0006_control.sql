@@ -9,7 +9,7 @@ insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, howdah.without_secrets(job.kind, job.payload), job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
   job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.limits, job.retried_from, job.timeout,
-  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at));
+  least(job.created_at, clock_timestamp()), job.ready_at, clock_timestamp());   -- as in howdah.ack
 select true $$;
 
 -- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and

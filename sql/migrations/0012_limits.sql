@@ -413,6 +413,12 @@ begin
   where not exists (select from howdah.openings o where o.key = l.gate) and not exists (select from howdah.holds h where h.key = l.gate)
     and (howdah.limit_for(l.gate)).concurrency is distinct from 0;
   get diagnostics opened = row_count;
+  -- No token is further away than that, unless the clock was set back.
+  with ahead as materialized (
+    select o.id from howdah.openings o where o.open_at > clock_timestamp() + interval '1 second'
+      and o.open_at > clock_timestamp() + 2 / coalesce((howdah.limit_for(o.key)).rate, 2) * interval '1 second' order by o.id for update skip locked)
+  update howdah.openings o set open_at = clock_timestamp() from ahead where o.id = ahead.id;
+  if found then opened := opened + 1; end if;
   delete from howdah.buckets b where b.key in (
     select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
     and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
