@@ -148,7 +148,9 @@ class Maintenance:
     async def _rescue(self) -> float:
         """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""
         sent = monotonic()
-        dead, next_in, clock = await self._store.rescue(RESCUE_BATCH, self._evenness.expected(), self._evenness.seconds())
+        dead, next_in, clock = await self._store.rescue(
+            RESCUE_BATCH, self._evenness.expected(), self._evenness.seconds()
+        )
         if step := self._evenness.note(clock, sent=sent, received=monotonic()):
             log.warning("the database's clock was set", extra={"seconds": round(step, 1)})
         for worker in dead:

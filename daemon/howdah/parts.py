@@ -187,6 +187,7 @@ class Parts:
             executor=self.executor,
             slots=self.slots,
             release=self.release,
+            outcomes=self.acker.outcomes,
             ttl=config.lease_ttl,
             kinds=registry.kinds,
         )
@@ -313,5 +314,9 @@ class Parts:
                 self.canceller.look()
 
     def _line(self, name: str, *, url: str | None = None, raw_json: bool = False) -> Line:
-        count = lambda line: self.metrics.reconnects.labels(line).inc()  # noqa: E731  # a name for what is handed on
-        return Line(name, url or self._url, raw_json=raw_json, on_reconnect=count)
+        return Line(name, url or self._url, raw_json=raw_json, on_reconnect=self._note_reconnect)
+
+    def _note_reconnect(self, line: str) -> None:
+        self.metrics.reconnects.labels(line).inc()
+        if line == "beat":
+            self._tell(self.standing.doubt_database)

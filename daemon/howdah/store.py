@@ -270,6 +270,15 @@ class Store:
         rows = await self._line.fetch(SQL["rescue"], count, expected, even)
         return [dict(row) for row in rows if row["worker"] is not None], rows[0]["next_in"], rows[0]["clock"]
 
+    async def held(self, worker: int) -> set[tuple[int, int]]:
+        """Give (id, lease) of the jobs that the database thinks this worker holds."""
+        return {(row[0], row[1]) for row in await self._line.fetch(SQL["held"], worker)}
+
+    async def forsake(self, worker: int, jobs: Iterable[tuple[int, int]]) -> list[int]:
+        """Leave jobs (id, lease) that this worker holds and knows nothing of to the rescue; gives the ids."""
+        ids, leases = zip(*jobs, strict=True)
+        return [row[0] for row in await self._line.fetch(SQL["forsake"], worker, ids, leases)]
+
     async def rescue_orphans(self) -> int:
         """Let the next rescue find leases whose worker has no row; gives the number of such workers."""
         return len(await self._line.fetch(SQL["rescue_orphans"]))

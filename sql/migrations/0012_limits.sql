@@ -121,8 +121,11 @@ begin
         return;
       end if;
       if rule.rate is not null then
-        -- Never further away than an empty bucket: the clock may have been set back, or the rate raised.
-        select least(b.full_at, moment + rule.burst / rule.rate * interval '1 second') into filled from howdah.buckets b where b.key = name;
+        -- Never further away than an empty bucket: the clock may have been set back, or the rate raised. Written down, or it would be empty
+        -- again at the next look.
+        update howdah.buckets b set full_at = moment + rule.burst / rule.rate * interval '1 second'
+          where b.key = name and b.full_at > moment + rule.burst / rule.rate * interval '1 second';
+        select b.full_at into filled from howdah.buckets b where b.key = name;
         filled := greatest(filled, moment);
         if filled > moment + (rule.burst - 1) / rule.rate * interval '1 second' then
           blocked := name;

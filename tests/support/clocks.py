@@ -10,7 +10,11 @@ from howdah.embedded.binaries import find_binaries
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PLACES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib64/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
+_PLACES = (
+    "/usr/lib/*/faketime/libfaketimeMT.so.1",
+    "/usr/lib64/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+)
 
 
 def find_library() -> Path | None:
@@ -59,6 +63,6 @@ class Clock:
         (folder / "initdb").symlink_to(real / "initdb")
         words = " ".join(f"{name}='{value}'" for name, value in self.environment.items())
         server = folder / "postgres"
-        server.write_text(f"#!/bin/sh\nexec env {words} {real / 'postgres'} \"$@\"\n")
+        server.write_text(f'#!/bin/sh\nexec env {words} {real / "postgres"} "$@"\n')
         server.chmod(0o755)
         return folder

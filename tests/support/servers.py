@@ -24,9 +24,7 @@ THROWN_AWAY = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32M
 @asynccontextmanager
 async def own_server(folder: Path, *, binaries: Path | None = None, **settings: str) -> AsyncIterator[EmbeddedPostgres]:
     """Run a server with a migrated database in `folder`, for the length of a `with`."""
-    folder.mkdir(exist_ok=True)
-    for parent in [folder, *folder.parents][:4]:
-        parent.chmod(parent.stat().st_mode | 0o011)  # the server may run as another user
+    _open_the_way_to(folder)
     server = EmbeddedPostgres(folder / "postgres", binaries=binaries, settings=THROWN_AWAY | settings)
     await asyncio.to_thread(server.start)
     try:
@@ -45,3 +43,10 @@ async def connected(server: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connectio
         yield connection
     finally:
         connection.terminate()
+
+
+def _open_the_way_to(folder: Path) -> None:
+    """Let other users walk to it: the server may be one."""
+    folder.mkdir(exist_ok=True)
+    for parent in [folder, *folder.parents][:4]:
+        parent.chmod(parent.stat().st_mode | 0o011)
