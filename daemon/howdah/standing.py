@@ -65,7 +65,9 @@ class Standing:
         self._kinds = kinds
         self._outcomes = outcomes
         self._lost = 0
-        self._doubted_at: float | None = None
+        self._interval = min(DOUBT_INTERVAL, ttl / DOUBT_PART)
+        self._doubted = asyncio.Event()
+        self._doubted_at = 0.0
 
     async def check_schema(self) -> None:
         """Raise SchemaError unless this release and the database's schema fit."""
@@ -97,22 +99,37 @@ class Standing:
     def doubt_database(self) -> None:
         """Say that beats go over a new connection, perhaps to a server that took over and lacks what the last one wrote. On the main loop."""
         self._doubted_at = time.monotonic()
+        self._doubted.set()
 
     async def run(self) -> None:
         """Doubt for as long as the service lives."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._doubt_ourselves(), name="doubt")
+            group.create_task(self._doubt_the_database(), name="compare")
+
+    async def _doubt_ourselves(self) -> None:
         while True:
-            await asyncio.sleep(min(DOUBT_INTERVAL, self._ttl / DOUBT_PART))
+            await asyncio.sleep(self._interval)
             if self._lost and self._lost == self._vitals.worker:
                 await self._enter_again()
             elif self._vitals.beat_age() < self._ttl * HOLD_AT:
                 self._claimer.go_on(SILENT)
-                if self._doubted_at is not None and self._vitals.last_beat > self._doubted_at:
-                    self._doubted_at = None
-                    await self._compare()
             else:
                 self._claimer.hold(SILENT)
                 if self._vitals.beat_age() > self._ttl * LET_GO_AT:
                     self._let_go()
+
+    async def _doubt_the_database(self) -> None:
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            while self._vitals.last_beat < self._doubted_at:  # noqa: ASYNC110  # rare, and the lifeline writes it
+                await asyncio.sleep(self._interval)
+            try:
+                await self._compare()
+            except DatabaseUnavailableError as error:
+                log.debug("could not compare", extra={"error": str(error)})
+                self.doubt_database()
 
     async def _compare(self) -> None:
         """Leave to the rescue what the database thinks that we hold and we know nothing of: our acks of it are lost.
@@ -120,25 +137,19 @@ class Standing:
         What is missing at two looks is: at one it may be on its way to us, or from a hand to its handler.
         """
         worker = self._vitals.worker
-        try:
-            missing = await self._store.held(worker) - self._known()
-            if missing:
-                await asyncio.sleep(LOOK_TWICE)
-                missing -= self._known()
-            forsaken = await self._store.forsake(worker, missing) if missing else []
-        except DatabaseUnavailableError as error:
-            log.debug("could not compare", extra={"error": str(error)})
-            self.doubt_database()
+        missing = await self._store.held(worker) - self._known()
+        if not missing:
             return
-        if forsaken:
+        await asyncio.sleep(LOOK_TWICE)
+        missing -= self._known()
+        if missing and (forsaken := await self._store.forsake(worker, missing)):
             log.warning(
                 "the database has lost what came of jobs, leaving them to the rescue", extra={"jobs": forsaken[:100]}
             )
 
     def _known(self) -> set[tuple[int, int]]:
-        hands = (job for slots in self._slots.values() for job in slots.hand)
-        known = (*self._executor.running.values(), *hands, *self._outcomes())
-        return {(one.id, one.lease) for one in known}
+        jobs = [*self._executor.running.values(), *(job for slots in self._slots.values() for job in slots.hand)]
+        return {(job.id, job.lease) for job in jobs} | {(outcome.id, outcome.lease) for outcome in self._outcomes()}
 
     def _let_go(self) -> None:
         """Release every job while the leases are still ours: a release is no crash."""
