@@ -13,8 +13,12 @@ from support.clocks import Clock, find_library
 from support.daemon import Daemon
 from support.eventually import aeventually
 from support.facts import end_of, is_empty
-from support.jobs import enqueue, enqueue_many
+from support.jobs import add_worker, enqueue, enqueue_many
 from support.servers import connected, own_server
+
+from howdah.database import Line
+from howdah.evenness import Evenness
+from howdah.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,6 +52,40 @@ async def server(tmp_path: Path, clock: Clock) -> AsyncIterator[EmbeddedPostgres
         yield server
 
 
+@pytest.mark.fault(
+    "Time",
+    "the server's clock is set forward, and beats look old",
+    "nobody is rescued within a ttl; who does not beat then, is",
+)
+async def test_after_a_step_of_the_clock_nobody_is_rescued_before_he_has_had_time_to_beat(
+    server: EmbeddedPostgres, clock: Clock
+) -> None:
+    line = Line("spare", server.url())
+    evenness = Evenness()
+
+    async def rescue() -> list[Any]:
+        sent = time.monotonic()
+        dead, _, now = await Store(line).rescue(100, evenness.expected(), evenness.seconds())
+        steps.append(evenness.note(now, sent=sent, received=time.monotonic()))
+        return dead
+
+    async with connected(server) as connection:
+        steps: list[float] = []
+        assert await rescue() == []
+        await aeventually(lambda: evenness.seconds() > 1)
+        for step in (MINUTES, -MINUTES):
+            worker = await add_worker(connection, ttl=1)
+            clock.set(step)
+            assert await rescue() == []
+            assert abs(steps[-1]) > MINUTES - 1
+            began = time.monotonic()
+            [dead] = await aeventually(rescue)
+            assert dead["worker"] == worker
+            assert time.monotonic() - began > 0.9
+    await line.close()
+
+
+@pytest.mark.long
 @pytest.mark.fault(
     "Time", "the server's clock is set ten minutes forward and back", "no living worker is taken for dead"
 )
@@ -225,6 +263,7 @@ async def fired(job: Job) -> None:
 """
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "Time", "workers' clocks ten minutes off, and set while they work", "no start too early, no rescue, each slot once"
 )

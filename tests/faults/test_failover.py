@@ -94,6 +94,7 @@ async def test_work_goes_on_at_the_standby_that_was_promoted_and_nothing_that_it
     second.terminate()
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "Server", "the primary dies, a standby that lags takes over", "what it was not sent is lost; what it has ends once"
 )

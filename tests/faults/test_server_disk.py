@@ -48,6 +48,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.fault("Server", "its disk is full", "the worker waits in silence; when there is room all of its jobs end")
 async def test_a_full_disk_is_waited_out_and_then_everything_ends(
     daemon: StartDaemon, small_disk: Path, figures: Figures
@@ -96,12 +97,11 @@ async def write_on(connection: asyncpg.Connection) -> None:
 
 def fill(ballast: Path) -> None:
     """Leave no room on the disk."""
-    with ballast.open("wb") as file:
+    with ballast.open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12):
             try:
                 while True:
                     file.write(bytes(size))
-                    file.flush()
             except OSError:
                 pass
 

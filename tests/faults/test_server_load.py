@@ -44,7 +44,7 @@ async def test_connections_that_the_server_ends_at_random_lose_and_double_nothin
         ended = await connection.fetchval(
             """select count(pg_terminate_backend(pid)) from (
                  select pid from pg_stat_activity where application_name like 'howdah %' and datname = current_database()
-                 order by random() limit 4) some"""
+                 order by random() limit 4) chosen"""
         )
         figures.faults += ended
         began = time.monotonic()
@@ -67,19 +67,19 @@ async def test_a_server_without_a_free_connection_is_waited_for(
     daemon: StartDaemon, tmp_path: Path, figures: Figures
 ) -> None:
     async with (
-        own_server(tmp_path / "server", max_connections="30", superuser_reserved_connections="3") as server,
+        own_server(tmp_path / "server", max_connections="40", superuser_reserved_connections="3") as server,
         connected(server) as connection,
         login(Database(server.url(), "postgres"), "howdah_worker") as theirs,
         login(Database(server.url(), "postgres")) as greedy,
     ):
         checker = await Checker(connection).install()
         await connection.execute("grant select, insert on public.journal, public.effect to howdah_worker")
-        first = await daemon(PATIENT, url=theirs.url, queues="default:10", lease_ttl=TTL)
+        first = await daemon(PATIENT, url=theirs.url, queues="default:10", lease_ttl=TTL, pool_size=1)
         await enqueue_many(connection, *[{"kind": "innocent"}, {"kind": "effect"}] * 10)
         await aeventually(lambda: is_empty(connection))
         async with all_connections(greedy) as hog:
             figures.faults += 1
-            second = await daemon(PATIENT, url=theirs.url, ready=False, queues="default:10", lease_ttl=TTL)
+            second = await daemon(PATIENT, url=theirs.url, ready=False, queues="default:10", lease_ttl=TTL, pool_size=1)
             await aeventually(lambda: second.log_events("database is away, waiting"))
             # Who has its connections works on.
             await enqueue_many(connection, *[{"kind": "innocent"}, {"kind": "effect"}] * 20)
