@@ -902,13 +902,14 @@ begin
     delete from howdah.jobs j
     using unnest(ack_completed.ids, ack_completed.leases, ack_completed.results, ack_completed.ages, ack_completed.runs) as d(id, lease, result, age, run)
     where j.id = d.id and j.lease = d.lease
-    returning j.*, d.result, d.run, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began),
+    returning j.*, d.result, d.run, least(moment, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second'))) as began),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
       unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
     select g.id, g.queue, g.kind, case when secrets then howdah.without_secrets(g.kind, g.payload) else g.payload end,
       g.priority, g.attempt, g.max_attempts, g.crashes, g.lease, g.leased_by, 'completed', g.result, g.errors, g.progress,
-      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout,
+      least(g.created_at, moment), g.ready_at, least(g.claimed_at, moment),    -- nothing later than this moment, as in howdah.ack
       g.began, greatest(g.began, least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack_completed.keep)
   select array_agg(g.id), array_agg(g.batch) into ended, batches from gone g;
