@@ -81,6 +81,7 @@ declare
       fire_schedule         .         X       .       .
       make_partitions       .         X       .       .
       drop_partitions       .         X       .       .
+      notify                .         X       .       .
       wake                  .         X       .       .
       wake_all              .         X       .       .
       claim_limited         .         X       .       .

@@ -443,18 +443,27 @@ begin
   end loop;
 end $$;
 
+-- Notifies, unless the server's queue of notifications is more than half full, because somebody listens and sits in an open transaction. With
+-- a full one the commit fails, where nobody can catch it, and that would be our caller's commit. Everything works without being told, only later.
+create function howdah.notify(channel text, word text) returns void language plpgsql as $$
+begin
+  if pg_notification_queue_usage() < 0.5 then
+    perform pg_notify(channel, word);
+  end if;
+end $$;
+
 -- Wakes the workers of a queue, if one of them sleeps. NOTIFY takes a lock that all commits share, so a busy system
 -- must not pay for it; a wake that is missed costs at most one poll.
 create function howdah.wake(queue text) returns void language plpgsql as $$
 begin
   if exists (select from howdah.workers w where w.sleeps and wake.queue = any (w.queues)) then
-    perform pg_notify('howdah', queue);
+    perform howdah.notify('howdah', queue);
   end if;
 end $$;
 
 -- Wakes every worker that sleeps: for calls that touch many queues at once.
 create function howdah.wake_all() returns void language sql as $$
-select pg_notify('howdah', q.name) from (select distinct unnest(w.queues) as name from howdah.workers w where w.sleeps) q $$;
+select howdah.notify('howdah', q.name) from (select distinct unnest(w.queues) as name from howdah.workers w where w.sleeps) q $$;
 
 -- One job, in the caller's transaction. A live job (queued or running) with the same unique_key: `skip` gives its id and
 -- created = false; `replace` gives a queued one the new payload, time and priority, and leaves a running one alone;
@@ -541,7 +550,7 @@ begin
     if due is null then
       perform howdah.wake(queue);
     elsif due <= (select j.due_at from howdah.jobs j where j.due_at is not null order by j.due_at limit 1) then
-      perform pg_notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
+      perform howdah.notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
     end if;
   end if;
 end $$;
@@ -627,7 +636,7 @@ begin
   order by 1;
 
   perform howdah.wake_all();
-  if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform pg_notify('howdah_control', 'due'); end if;
+  if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform howdah.notify('howdah_control', 'due'); end if;
 end $$;
 
 -- One event for the coalescing: all events of a kind and key that are committed within `delay` of the first become one
@@ -658,7 +667,7 @@ begin
   if problem[2] is not null then perform howdah.refuse(problem); end if;
 
   if due < coalesce((select e.due_at from howdah.events e order by e.due_at limit 1), 'infinity') then
-    perform pg_notify('howdah_control', 'due');
+    perform howdah.notify('howdah_control', 'due');
   end if;
   insert into howdah.events (due_at, priority, kind, key, queue, subject, payload)
   values (due, enqueue_coalesced.priority, enqueue_coalesced.kind, enqueue_coalesced.key, enqueue_coalesced.queue, enqueue_coalesced.subject, enqueue_coalesced.payload);
@@ -831,7 +840,7 @@ begin
   gone as (
     delete from howdah.jobs j using held d where j.ctid = d.at and d.outcome in ('completed', 'dead', 'cancelled', 'crashed')
     returning j.*, d.outcome, d.result, d.error, d.progress as last_progress, d.run,
-      greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began, d.age is null and j.started_at is null as unstarted),
+      least(moment, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second'))) as began, d.age is null and j.started_at is null as unstarted),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
       cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
@@ -844,8 +853,10 @@ begin
       case when g.error is null or g.outcome = 'cancelled' then g.errors else howdah.with_error(g.errors, g.error, g.attempt, moment) end,
       coalesce(g.last_progress, g.progress),
       case when g.outcome = 'cancelled' then g.error ->> 'by' end, case when g.outcome = 'cancelled' then g.error ->> 'reason' end,
-      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
-      case when not g.unstarted then g.began end, greatest(g.began, g.claimed_at, least(moment, g.began + g.run * interval '1 second'))
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout,
+      -- Nothing later than this moment: what was written before the clock was set back would want a day that history does not have.
+      least(g.created_at, moment), g.ready_at, least(g.claimed_at, moment),
+      case when not g.unstarted then g.began end, greatest(g.began, least(g.claimed_at, moment), least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack.keep),
   back as (
     update howdah.jobs j
@@ -891,13 +902,14 @@ begin
     delete from howdah.jobs j
     using unnest(ack_completed.ids, ack_completed.leases, ack_completed.results, ack_completed.ages, ack_completed.runs) as d(id, lease, result, age, run)
     where j.id = d.id and j.lease = d.lease
-    returning j.*, d.result, d.run, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began),
+    returning j.*, d.result, d.run, least(moment, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second'))) as began),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
       unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
     select g.id, g.queue, g.kind, case when secrets then howdah.without_secrets(g.kind, g.payload) else g.payload end,
       g.priority, g.attempt, g.max_attempts, g.crashes, g.lease, g.leased_by, 'completed', g.result, g.errors, g.progress,
-      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout,
+      least(g.created_at, moment), g.ready_at, least(g.claimed_at, moment),    -- nothing later than this moment, as in howdah.ack
       g.began, greatest(g.began, least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack_completed.keep)
   select array_agg(g.id), array_agg(g.batch) into ended, batches from gone g;
@@ -1011,10 +1023,11 @@ create function howdah.worker_beat(worker bigint) returns table (leads boolean, 
 declare
   lease interval;
 begin
-  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = worker_beat.worker returning w.ttl into lease;
+  -- Not the later of both: after a step back the next beat would be years ahead.
+  update howdah.workers w set beat_at = clock_timestamp() where w.id = worker_beat.worker returning w.ttl into lease;
   if not found then return; end if;
   update howdah.leader l set worker = worker_beat.worker, until = clock_timestamp() + lease
-    where l.worker = worker_beat.worker or l.until < clock_timestamp();
+    where l.worker = worker_beat.worker or l.until < clock_timestamp() or not exists (select from howdah.workers w where w.id = l.worker);
   leads := found;
   suspects := exists (select from howdah.jobs j where j.due_at is null and j.suspect);
   signals := exists (select from howdah.signals s);
@@ -1025,7 +1038,9 @@ end $$;
 -- none any more. A job that had not started comes back unpunished; a suspect whose start was written gets a crash, and
 -- with the second it is dead; an at-most-once job that had started is dead. There is no index to go by, on purpose:
 -- looking at workers comes first, and only a dead one costs a scan.
-create function howdah.rescue(count int default 10000) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
+-- Beats say who lives only while the clock runs evenly: a step makes all look dead, or the dead alive. The caller, whose own monotonic clock nobody
+-- sets, tells what this one should show (`expected`) and for how many seconds it has run `even`ly; null: it vouches for it.
+create function howdah.rescue(count int default 10000, expected timestamptz default null, even float8 default null) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
 language plpgsql as $$
 #variable_conflict use_variable
 declare
@@ -1034,8 +1049,11 @@ declare
   -- After an outage of the server, or of the wire, nobody has had time to beat.
   quiet timestamptz := greatest(pg_postmaster_start_time(), (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a));
 begin
-  for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl
-                and (quiet < clock_timestamp() - w.ttl or w.beat_at = 'epoch')    -- epoch: it has left and said so
+  for dead in select w.* from howdah.workers w
+              where w.beat_at = 'epoch'                                             -- it has left and said so
+                 or abs(extract(epoch from clock_timestamp() - w.beat_at)) > extract(epoch from w.ttl)   -- ahead: it died before the clock was set back
+                and (quiet < clock_timestamp() - w.ttl or quiet > clock_timestamp())
+                and (even is null or even >= extract(epoch from w.ttl) and clock_timestamp() between expected - w.ttl / 3 and expected + w.ttl / 3)
               order by w.id for update skip locked loop
     select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
            array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors
@@ -1060,7 +1078,7 @@ begin
     return next;
   end loop;
   if found then
-    perform howdah.wake_all(), pg_notify('howdah_control', 'suspects');
+    perform howdah.wake_all(), howdah.notify('howdah_control', 'suspects');
   end if;
 end $$;
 
@@ -1196,7 +1214,7 @@ begin
   end if;
   if not exists (select from howdah.dependencies d where d.job_id = depend.job_id) then return false; end if;
   update howdah.jobs j set due_at = 'infinity' where j.id = depend.job_id;
-  perform pg_notify('howdah_control', 'settle');   -- heard after the commit: one of them may have ended before it
+  perform howdah.notify('howdah_control', 'settle');   -- heard after the commit: one of them may have ended before it
   return true;
 end $$;
 
@@ -1216,7 +1234,7 @@ begin
     unique_key => create_batch.unique_key, on_conflict => 'error', subject => create_batch.subject, headers => create_batch.headers) e;
   update howdah.jobs j set due_at = 'infinity', ready_at = j.created_at where j.id = batch;
   insert into howdah.batches values (batch);
-  perform pg_notify('howdah_control', 'settle');   -- heard after the commit: it may be empty, or over already
+  perform howdah.notify('howdah_control', 'settle');   -- heard after the commit: it may be empty, or over already
   return batch;
 end $$;
 
@@ -1255,7 +1273,7 @@ begin
     gone as (
       delete from howdah.waiters w using free where w.ctid = free.at returning w.job_id)
     select array_agg(distinct g.job_id) into heard from gone g;
-    perform pg_notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
+    perform howdah.notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
   end if;
 
   if exists (select from howdah.dependencies d where d.depends_on = any (note_ended.ids) and d.outcome is null) then
@@ -1288,7 +1306,7 @@ begin
     end loop;
   end if;
   if passed or not acts and (waiting is not null or groups is not null) then
-    perform pg_notify('howdah_control', 'settle');  -- heard after the commit, by somebody who can see all of it
+    perform howdah.notify('howdah_control', 'settle');  -- heard after the commit, by somebody who can see all of it
   end if;
 end $$;
 
@@ -1329,7 +1347,7 @@ begin
     returning j.queue, j.due_at)
   select array_agg(distinct f.queue) filter (where f.due_at is null), bool_or(f.due_at is not null) into queues, later from free f;
   perform howdah.wake(q.name) from unnest(queues) q(name);
-  if later then perform pg_notify('howdah_control', 'due'); end if;
+  if later then perform howdah.notify('howdah_control', 'due'); end if;
   delete from howdah.dependencies d using (               -- what somebody held when their job was cancelled
     select d.ctid as at from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null
       and not exists (select from howdah.jobs j where j.id = d.job_id) for update skip locked) old where d.ctid = old.at;
@@ -1485,7 +1503,7 @@ insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max
   cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, finished_at)
 values (job.id, job.queue, job.kind, howdah.without_secrets(job.kind, job.payload), job.priority, job.attempt, job.max_attempts, job.crashes, job.last_lease, null, 'cancelled',
   job.errors, job.progress, by, reason, job.unique_key, job.subject, job.headers, job.batch, job.fifo_key, job.limits, job.retried_from, job.timeout,
-  job.created_at, job.ready_at, greatest(clock_timestamp(), job.created_at));
+  least(job.created_at, clock_timestamp()), job.ready_at, clock_timestamp());   -- as in howdah.ack
 select true $$;
 
 -- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and
@@ -1504,7 +1522,7 @@ begin
   end if;
   if exists (select from howdah.jobs j where j.id = job_id) then
     insert into howdah.signals (job_id, signal, by, reason) values (job_id, 'cancel', by, reason);
-    perform pg_notify('howdah_control', 'cancel');
+    perform howdah.notify('howdah_control', 'cancel');
     return 'running';
   end if;
   select h.state into ended from howdah.job_history h where h.id = job_id;
@@ -1535,7 +1553,7 @@ begin
   insert into howdah.signals (job_id, signal, by, reason)
   select j.id, 'cancel', by, reason from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is not null;
   get diagnostics told = row_count;
-  if told > 0 then perform pg_notify('howdah_control', 'cancel'); end if;
+  if told > 0 then perform howdah.notify('howdah_control', 'cancel'); end if;
   return ended + told;
 end $$;
 
@@ -1601,7 +1619,7 @@ begin
   if not found then
     perform howdah.refuse(array['JB007', format('job %s is not queued', job_id), 'only a queued job can be moved']);
   end if;
-  if due is null then perform howdah.wake(queue); else perform pg_notify('howdah_control', 'due'); end if;
+  if due is null then perform howdah.wake(queue); else perform howdah.notify('howdah_control', 'due'); end if;
 end $$;
 
 -- Stops the claims of a queue; what runs goes on. Claims look at this themselves, so it holds from the commit on.
@@ -1614,7 +1632,7 @@ on conflict (name) do update set paused_at = coalesce(q.paused_at, excluded.paus
 create function howdah.resume(queue text) returns void
 language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 update howdah.queues q set paused_at = null, paused_by = null where q.name = resume.queue;
-select pg_notify('howdah', resume.queue) $$;
+select howdah.notify('howdah', resume.queue) $$;
 
 -- The worker's side for any language: claim, start, complete (0003), fail, release, beat. The same fence and the same
 -- rescue as for the daemon's own workers; promotion and rescue are done by the daemon, of which at least one has to run.
@@ -1704,11 +1722,11 @@ begin
   end if;
   select w.id into me from howdah.workers w
     where w.version = 'sql' and w.name = sql_worker.worker and w.queues = sql_worker.queues and w.kinds = sql_worker.kinds and w.ttl = sql_worker.ttl
-      and w.beat_at > clock_timestamp() - w.ttl / 12;
+      and w.beat_at between clock_timestamp() - w.ttl / 12 and clock_timestamp();
   if me is null then
     insert into howdah.workers as w (name, version, ttl, queues, kinds, sleeps) values (worker, 'sql', ttl, queues, kinds, true)
     on conflict (name) where version = 'sql' do update set queues = excluded.queues, kinds = excluded.kinds, ttl = excluded.ttl,
-      beat_at = greatest(w.beat_at, clock_timestamp())
+      beat_at = clock_timestamp()
     returning id into me;
   end if;
   return me;
@@ -1721,7 +1739,7 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 declare
   me bigint;
 begin
-  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.version = 'sql' and w.name = beat.worker returning w.id into me;
+  update howdah.workers w set beat_at = clock_timestamp() where w.version = 'sql' and w.name = beat.worker returning w.id into me;
   alive := me is not null;
   select coalesce(array_agg(distinct s.job_id), '{}') into cancelled from howdah.signals s join howdah.jobs j on j.id = s.job_id where j.leased_by = me;
 end $$;
@@ -1788,7 +1806,7 @@ begin
     array[age], array[age], array[null::jsonb], coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off');
   select s.state into state from howdah.job_status s where s.id = job.id;
   if state = 'ready' then perform howdah.wake(job.queue); end if;
-  if state in ('retrying', 'scheduled') then perform pg_notify('howdah_control', 'due'); end if;
+  if state in ('retrying', 'scheduled') then perform howdah.notify('howdah_control', 'due'); end if;
   return coalesce(state, 'dead');
 end $$;
 
@@ -2058,7 +2076,7 @@ begin
   from unnest(payloads) p(payload)
   returning j.id;
 
-  if due is null then perform howdah.wake(queue); else perform pg_notify('howdah_control', 'due'); end if;
+  if due is null then perform howdah.wake(queue); else perform howdah.notify('howdah_control', 'due'); end if;
 end $$;
 
 -- Whether nothing of this subject, kind and queue (null: any) is queued or runs. What is scheduled for later is queued, and so
@@ -2197,7 +2215,7 @@ create function howdah.open_gate() returns trigger language plpgsql as $$
 begin
   if not exists (select from howdah.openings o where o.key = new.gate and o.queue = new.queue and o.tokens = 0 and o.xmin = pg_current_xact_id()::xid) then
     insert into howdah.openings (key, queue) values (new.gate, new.queue);
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
   end if;
   return null;
 end $$;
@@ -2227,9 +2245,9 @@ begin
     stirs := true;
   end if;
   if stirs then
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
     if exists (select from howdah.jobs j where j.due_at is null and j.suspect and j.gate is not null) then
-      perform pg_notify('howdah_control', 'suspects');
+      perform howdah.notify('howdah_control', 'suspects');
     end if;
   end if;
   return null;
@@ -2277,8 +2295,11 @@ begin
         return;
       end if;
       if rule.rate is not null then
-        -- Never further away than an empty bucket: the clock may have been set back, or the rate raised.
-        select least(b.full_at, moment + rule.burst / rule.rate * interval '1 second') into filled from howdah.buckets b where b.key = name;
+        -- Never further away than an empty bucket: the clock may have been set back, or the rate raised. Written down, or it would be empty
+        -- again at the next look.
+        update howdah.buckets b set full_at = moment + rule.burst / rule.rate * interval '1 second'
+          where b.key = name and b.full_at > moment + rule.burst / rule.rate * interval '1 second';
+        select b.full_at into filled from howdah.buckets b where b.key = name;
         filled := greatest(filled, moment);
         if filled > moment + (rule.burst - 1) / rule.rate * interval '1 second' then
           blocked := name;
@@ -2511,7 +2532,7 @@ with recursive line as (
     select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next
   where starts_with(line.gate, prefix) and not whole)
 insert into howdah.openings (key) select l.gate from line l where starts_with(l.gate, prefix) and (l.gate = prefix or not whole);
-select pg_notify('howdah_control', 'limits') $$;
+select howdah.notify('howdah_control', 'limits') $$;
 
 -- Sets what holds for a key or a pattern (`chat:*`), from the commit on: how many may run at once, how many may start in a second
 -- and how many of these at one moment. Null: any number. What runs goes on; nothing new starts until the key is below the new limit.
@@ -2569,11 +2590,17 @@ begin
   where not exists (select from howdah.openings o where o.key = l.gate) and not exists (select from howdah.holds h where h.key = l.gate)
     and (howdah.limit_for(l.gate)).concurrency is distinct from 0;
   get diagnostics opened = row_count;
+  -- No token is further away than that, unless the clock was set back.
+  with ahead as materialized (
+    select o.id from howdah.openings o where o.open_at > clock_timestamp() + interval '1 second'
+      and o.open_at > clock_timestamp() + 2 / coalesce((howdah.limit_for(o.key)).rate, 2) * interval '1 second' order by o.id for update skip locked)
+  update howdah.openings o set open_at = clock_timestamp() from ahead where o.id = ahead.id;
+  if found then opened := opened + 1; end if;
   delete from howdah.buckets b where b.key in (
     select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
     and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
   if opened > 0 then
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
   end if;
   return opened;
 end $$;
@@ -2674,7 +2701,7 @@ begin
   if made is null then
     perform howdah.refuse(array['JB007', format('schedule %L is declared by a handler', name), 'choose another name, or change the declaration']);
   end if;
-  perform pg_notify('howdah_control', 'due');
+  perform howdah.notify('howdah_control', 'due');
   return made;
 end $$;
 
@@ -2722,7 +2749,7 @@ begin
   update howdah.schedules s set paused_at = null, paused_by = null, version = s.version + 1, problem = null, problem_at = null, next_at = null,
     done_until = greatest(s.done_until, clock_timestamp())
     where s.name = resume_schedule.name and s.paused_at is not null;
-  perform pg_notify('howdah_control', 'due');
+  perform howdah.notify('howdah_control', 'due');
   return was is not null;
 end $$;
 
@@ -2759,7 +2786,7 @@ begin
         is distinct from (excluded.payload, excluded.cron, excluded.time_zone, excluded.missed, excluded.overlap, excluded.jitter)
       returning 1)
     select array_agg(g.name) into taken from given g join howdah.schedules s on s.name = g.name and not s.declared;
-    perform pg_notify('howdah_control', 'due');
+    perform howdah.notify('howdah_control', 'due');
   end if;
   return coalesce(taken, '{}');
 end $$;

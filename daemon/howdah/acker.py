@@ -13,7 +13,7 @@ from howdah.errors import DatabaseUnavailableError
 from howdah.jsontext import describe_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from howdah.chainer import Chainer
     from howdah.job import Attempt
@@ -81,6 +81,13 @@ class Acker:
             self._some.set()
             self._idle.clear()
         self._waiting.append(attempt)
+
+    def outcomes(self) -> Iterator[Attempt]:
+        """Give the outcomes that are not written yet."""
+        yield from self._waiting
+        yield from self._writing
+        yield from self._busy
+        yield from self._chainer.outcomes()
 
     async def settled(self) -> None:
         """Wait until everything that was put is written."""

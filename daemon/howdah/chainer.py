@@ -16,7 +16,7 @@ import asyncpg
 from howdah.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from howdah.chaining import Chain
     from howdah.job import Attempt
@@ -57,6 +57,11 @@ class Chainer:
         """Tell whether what was put about a job is not written yet."""
         links = (*self._waiting, *self._busy, *([self._writing] if self._writing else []))
         return any(attempt.id == job_id for attempt, _ in links)
+
+    def outcomes(self) -> Iterator[Attempt]:
+        """Give the outcomes that are not written yet."""
+        for attempt, _ in (*self._waiting, *self._busy, *([self._writing] if self._writing else [])):
+            yield attempt
 
     def put(self, attempt: Attempt, chain: Chain) -> None:
         """Take an outcome; never waits."""

@@ -129,11 +129,11 @@ class Line:
             return await self._ready()
 
     async def notify(self, channel: str, word: str) -> None:
-        """Send a NOTIFY to this address's database; where a pooler answers, from another connection than this one.
+        """Send a NOTIFY to this address's database, as the engine's functions do; where a pooler answers, from another connection than this one.
 
         A pooler may deliver to a session what was sent in it, and nothing that anybody else sends.
         """
-        statement = "select pg_notify($1, $2)"
+        statement = "select howdah.notify($1, $2)"
         if _DIRECT.get(self._url, True):
             await (await self.connection()).execute(statement, channel, word)
         else:

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from howdah.errors import DatabaseUnavailableError
+from howdah.evenness import Evenness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +66,7 @@ class Maintenance:
         self._on_schedules = on_schedules
         self._on_limited = on_limited
         self._history_pause = FIRST_HISTORY_INTERVAL
+        self._evenness = Evenness()
         self._stir = asyncio.Event()
         self._unsettled = asyncio.Event()
 
@@ -145,7 +147,12 @@ class Maintenance:
 
     async def _rescue(self) -> float:
         """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""
-        dead, next_in = await self._store.rescue(RESCUE_BATCH)
+        sent = monotonic()
+        dead, next_in, clock = await self._store.rescue(
+            RESCUE_BATCH, self._evenness.expected(), self._evenness.seconds()
+        )
+        if step := self._evenness.note(clock, sent=sent, received=monotonic()):
+            log.warning("the database's clock was set", extra={"seconds": round(step, 1)})
         for worker in dead:
             self._metrics.rescued.inc(worker["rescued"])
             self._metrics.buried.inc(worker["buried"])

@@ -200,6 +200,7 @@ class Parts:
             executor=self.executor,
             slots=self.slots,
             release=self.release,
+            outcomes=self.acker.outcomes,
             ttl=config.lease_ttl,
             kinds=registry.kinds,
         )
@@ -333,6 +334,10 @@ class Parts:
         part: float = CALL_PART,
         least: float = LEAST_PATIENCE,
     ) -> Line:
-        count = lambda line: self.metrics.reconnects.labels(line).inc()  # noqa: E731  # a name for what is handed on
         patience = max(self._config.lease_ttl * part, least)
-        return Line(name, url or self._url, raw_json=raw_json, on_reconnect=count, patience=patience)
+        return Line(name, url or self._url, raw_json=raw_json, on_reconnect=self._note_reconnect, patience=patience)
+
+    def _note_reconnect(self, line: str) -> None:
+        self.metrics.reconnects.labels(line).inc()
+        if line == "beat":
+            self._tell(self.standing.doubt_database)

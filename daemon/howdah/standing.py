@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from howdah.claimer import Claimer
     from howdah.executor import Executor
-    from howdah.job import Job
+    from howdah.job import Attempt, Job
     from howdah.slots import QueueSlots
     from howdah.store import Store
     from howdah.vitals import Vitals
@@ -32,6 +32,8 @@ log = logging.getLogger("howdah.standing")
 DOUBT_INTERVAL, DOUBT_PART = 0.25, 20
 #: Without a beat for these parts of the ttl a worker claims no more, and lets its jobs go: at the whole, others take them.
 HOLD_AT, LET_GO_AT = 1 / 2, 5 / 6
+#: Between two looks at what the database thinks that we hold, in seconds.
+LOOK_TWICE = 1.0
 
 SILENT, DEAD = "no beat arrives", "taken for dead"
 
@@ -48,9 +50,11 @@ class Standing:
         executor: Executor,
         slots: Mapping[str, QueueSlots],
         release: Callable[[Iterable[Job[Any]]], None],
+        outcomes: Callable[[], Iterable[Attempt]],
         ttl: float,
         kinds: Sequence[str],
     ) -> None:
+        """`outcomes`: those that are not written yet."""
         self._store = store
         self._vitals = vitals
         self._claimer = claimer
@@ -59,7 +63,11 @@ class Standing:
         self._release = release
         self._ttl = ttl
         self._kinds = kinds
+        self._outcomes = outcomes
         self._lost = 0
+        self._interval = min(DOUBT_INTERVAL, ttl / DOUBT_PART)
+        self._doubted = asyncio.Event()
+        self._doubted_at = 0.0
 
     async def check_schema(self) -> None:
         """Raise SchemaError unless this release and the database's schema fit."""
@@ -88,10 +96,20 @@ class Standing:
         """Say that the database has no row of this worker any more. On the main loop."""
         self._lost = worker
 
+    def doubt_database(self) -> None:
+        """Say that beats go over a new connection, perhaps to a server that took over and lacks what the last one wrote. On the main loop."""
+        self._doubted_at = time.monotonic()
+        self._doubted.set()
+
     async def run(self) -> None:
         """Doubt for as long as the service lives."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._doubt_ourselves(), name="doubt")
+            group.create_task(self._doubt_the_database(), name="compare")
+
+    async def _doubt_ourselves(self) -> None:
         while True:
-            await asyncio.sleep(min(DOUBT_INTERVAL, self._ttl / DOUBT_PART))
+            await asyncio.sleep(self._interval)
             if self._lost and self._lost == self._vitals.worker:
                 await self._enter_again()
             elif self._vitals.beat_age() < self._ttl * HOLD_AT:
@@ -100,6 +118,38 @@ class Standing:
                 self._claimer.hold(SILENT)
                 if self._vitals.beat_age() > self._ttl * LET_GO_AT:
                     self._let_go()
+
+    async def _doubt_the_database(self) -> None:
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            while self._vitals.last_beat < self._doubted_at:  # noqa: ASYNC110  # rare, and the lifeline writes it
+                await asyncio.sleep(self._interval)
+            try:
+                await self._compare()
+            except DatabaseUnavailableError as error:
+                log.debug("could not compare", extra={"error": str(error)})
+                self.doubt_database()
+
+    async def _compare(self) -> None:
+        """Leave to the rescue what the database thinks that we hold and we know nothing of: our acks of it are lost.
+
+        What is missing at two looks is: at one it may be on its way to us, or from a hand to its handler.
+        """
+        worker = self._vitals.worker
+        missing = await self._store.held(worker) - self._known()
+        if not missing:
+            return
+        await asyncio.sleep(LOOK_TWICE)
+        missing -= self._known()
+        if missing and (forsaken := await self._store.forsake(worker, missing)):
+            log.warning(
+                "the database has lost what came of jobs, leaving them to the rescue", extra={"jobs": forsaken[:100]}
+            )
+
+    def _known(self) -> set[tuple[int, int]]:
+        jobs = [*self._executor.running.values(), *(job for slots in self._slots.values() for job in slots.hand)]
+        return {(job.id, job.lease) for job in jobs} | {(outcome.id, outcome.lease) for outcome in self._outcomes()}
 
     def _let_go(self) -> None:
         """Release every job while the leases are still ours: a release is no crash."""

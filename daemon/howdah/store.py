@@ -260,10 +260,24 @@ class Store:
         row = (await self._line.fetch(SQL["settle"], count))[0]
         return row[0], row[1]
 
-    async def rescue(self, count: int) -> tuple[list[dict[str, Any]], float | None]:
-        """Take back the jobs of dead workers; gives a dict for each of them, and the seconds until the next can be dead."""
-        rows = await self._line.fetch(SQL["rescue"], count)
-        return [dict(row) for row in rows if row["worker"] is not None], rows[0]["next_in"]
+    async def rescue(
+        self, count: int, expected: datetime | None, even: float
+    ) -> tuple[list[dict[str, Any]], float | None, datetime]:
+        """Take back the jobs of dead workers; gives a dict for each, the seconds until the next can be dead, and the database's clock.
+
+        `expected` is what that clock is thought to show, having run evenly for `even` seconds.
+        """
+        rows = await self._line.fetch(SQL["rescue"], count, expected, even)
+        return [dict(row) for row in rows if row["worker"] is not None], rows[0]["next_in"], rows[0]["clock"]
+
+    async def held(self, worker: int) -> set[tuple[int, int]]:
+        """Give (id, lease) of the jobs that the database thinks this worker holds."""
+        return {(row[0], row[1]) for row in await self._line.fetch(SQL["held"], worker)}
+
+    async def forsake(self, worker: int, jobs: Iterable[tuple[int, int]]) -> list[int]:
+        """Leave jobs (id, lease) that this worker holds and knows nothing of to the rescue; gives the ids."""
+        ids, leases = zip(*jobs, strict=True)
+        return [row[0] for row in await self._line.fetch(SQL["forsake"], worker, ids, leases)]
 
     async def rescue_orphans(self) -> int:
         """Let the next rescue find leases whose worker has no row; gives the number of such workers."""

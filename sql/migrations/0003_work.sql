@@ -165,7 +165,7 @@ begin
   gone as (
     delete from howdah.jobs j using held d where j.ctid = d.at and d.outcome in ('completed', 'dead', 'cancelled', 'crashed')
     returning j.*, d.outcome, d.result, d.error, d.progress as last_progress, d.run,
-      greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began, d.age is null and j.started_at is null as unstarted),
+      least(moment, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second'))) as began, d.age is null and j.started_at is null as unstarted),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
       cancelled_by, cancel_reason, unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
@@ -178,8 +178,10 @@ begin
       case when g.error is null or g.outcome = 'cancelled' then g.errors else howdah.with_error(g.errors, g.error, g.attempt, moment) end,
       coalesce(g.last_progress, g.progress),
       case when g.outcome = 'cancelled' then g.error ->> 'by' end, case when g.outcome = 'cancelled' then g.error ->> 'reason' end,
-      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
-      case when not g.unstarted then g.began end, greatest(g.began, g.claimed_at, least(moment, g.began + g.run * interval '1 second'))
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout,
+      -- Nothing later than this moment: what was written before the clock was set back would want a day that history does not have.
+      least(g.created_at, moment), g.ready_at, least(g.claimed_at, moment),
+      case when not g.unstarted then g.began end, greatest(g.began, least(g.claimed_at, moment), least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack.keep),
   back as (
     update howdah.jobs j
@@ -225,13 +227,14 @@ begin
     delete from howdah.jobs j
     using unnest(ack_completed.ids, ack_completed.leases, ack_completed.results, ack_completed.ages, ack_completed.runs) as d(id, lease, result, age, run)
     where j.id = d.id and j.lease = d.lease
-    returning j.*, d.result, d.run, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second')) as began),
+    returning j.*, d.result, d.run, least(moment, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second'))) as began),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
       unique_key, subject, headers, batch, fifo_key, limits, retried_from, timeout, created_at, ready_at, claimed_at, started_at, finished_at)
     select g.id, g.queue, g.kind, case when secrets then howdah.without_secrets(g.kind, g.payload) else g.payload end,
       g.priority, g.attempt, g.max_attempts, g.crashes, g.lease, g.leased_by, 'completed', g.result, g.errors, g.progress,
-      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout, g.created_at, g.ready_at, g.claimed_at,
+      g.unique_key, g.subject, g.headers, g.batch, g.fifo_key, g.limits, g.retried_from, g.timeout,
+      least(g.created_at, moment), g.ready_at, least(g.claimed_at, moment),    -- nothing later than this moment, as in howdah.ack
       g.began, greatest(g.began, least(moment, g.began + g.run * interval '1 second'))
     from gone g where ack_completed.keep)
   select array_agg(g.id), array_agg(g.batch) into ended, batches from gone g;
@@ -345,10 +348,11 @@ create function howdah.worker_beat(worker bigint) returns table (leads boolean, 
 declare
   lease interval;
 begin
-  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.id = worker_beat.worker returning w.ttl into lease;
+  -- Not the later of both: after a step back the next beat would be years ahead.
+  update howdah.workers w set beat_at = clock_timestamp() where w.id = worker_beat.worker returning w.ttl into lease;
   if not found then return; end if;
   update howdah.leader l set worker = worker_beat.worker, until = clock_timestamp() + lease
-    where l.worker = worker_beat.worker or l.until < clock_timestamp();
+    where l.worker = worker_beat.worker or l.until < clock_timestamp() or not exists (select from howdah.workers w where w.id = l.worker);
   leads := found;
   suspects := exists (select from howdah.jobs j where j.due_at is null and j.suspect);
   signals := exists (select from howdah.signals s);
@@ -359,7 +363,9 @@ end $$;
 -- none any more. A job that had not started comes back unpunished; a suspect whose start was written gets a crash, and
 -- with the second it is dead; an at-most-once job that had started is dead. There is no index to go by, on purpose:
 -- looking at workers comes first, and only a dead one costs a scan.
-create function howdah.rescue(count int default 10000) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
+-- Beats say who lives only while the clock runs evenly: a step makes all look dead, or the dead alive. The caller, whose own monotonic clock nobody
+-- sets, tells what this one should show (`expected`) and for how many seconds it has run `even`ly; null: it vouches for it.
+create function howdah.rescue(count int default 10000, expected timestamptz default null, even float8 default null) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
 language plpgsql as $$
 #variable_conflict use_variable
 declare
@@ -368,8 +374,11 @@ declare
   -- After an outage of the server, or of the wire, nobody has had time to beat.
   quiet timestamptz := greatest(pg_postmaster_start_time(), (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a));
 begin
-  for dead in select w.* from howdah.workers w where w.beat_at < clock_timestamp() - w.ttl
-                and (quiet < clock_timestamp() - w.ttl or w.beat_at = 'epoch')    -- epoch: it has left and said so
+  for dead in select w.* from howdah.workers w
+              where w.beat_at = 'epoch'                                             -- it has left and said so
+                 or abs(extract(epoch from clock_timestamp() - w.beat_at)) > extract(epoch from w.ttl)   -- ahead: it died before the clock was set back
+                and (quiet < clock_timestamp() - w.ttl or quiet > clock_timestamp())
+                and (even is null or even >= extract(epoch from w.ttl) and clock_timestamp() between expected - w.ttl / 3 and expected + w.ttl / 3)
               order by w.id for update skip locked loop
     select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
            array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors
@@ -394,7 +403,7 @@ begin
     return next;
   end loop;
   if found then
-    perform howdah.wake_all(), pg_notify('howdah_control', 'suspects');
+    perform howdah.wake_all(), howdah.notify('howdah_control', 'suspects');
   end if;
 end $$;
 

@@ -86,11 +86,11 @@ begin
   end if;
   select w.id into me from howdah.workers w
     where w.version = 'sql' and w.name = sql_worker.worker and w.queues = sql_worker.queues and w.kinds = sql_worker.kinds and w.ttl = sql_worker.ttl
-      and w.beat_at > clock_timestamp() - w.ttl / 12;
+      and w.beat_at between clock_timestamp() - w.ttl / 12 and clock_timestamp();
   if me is null then
     insert into howdah.workers as w (name, version, ttl, queues, kinds, sleeps) values (worker, 'sql', ttl, queues, kinds, true)
     on conflict (name) where version = 'sql' do update set queues = excluded.queues, kinds = excluded.kinds, ttl = excluded.ttl,
-      beat_at = greatest(w.beat_at, clock_timestamp())
+      beat_at = clock_timestamp()
     returning id into me;
   end if;
   return me;
@@ -103,7 +103,7 @@ language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp 
 declare
   me bigint;
 begin
-  update howdah.workers w set beat_at = greatest(w.beat_at, clock_timestamp()) where w.version = 'sql' and w.name = beat.worker returning w.id into me;
+  update howdah.workers w set beat_at = clock_timestamp() where w.version = 'sql' and w.name = beat.worker returning w.id into me;
   alive := me is not null;
   select coalesce(array_agg(distinct s.job_id), '{}') into cancelled from howdah.signals s join howdah.jobs j on j.id = s.job_id where j.leased_by = me;
 end $$;
@@ -170,7 +170,7 @@ begin
     array[age], array[age], array[null::jsonb], coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off');
   select s.state into state from howdah.job_status s where s.id = job.id;
   if state = 'ready' then perform howdah.wake(job.queue); end if;
-  if state in ('retrying', 'scheduled') then perform pg_notify('howdah_control', 'due'); end if;
+  if state in ('retrying', 'scheduled') then perform howdah.notify('howdah_control', 'due'); end if;
   return coalesce(state, 'dead');
 end $$;
 

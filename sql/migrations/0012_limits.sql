@@ -41,7 +41,7 @@ create function howdah.open_gate() returns trigger language plpgsql as $$
 begin
   if not exists (select from howdah.openings o where o.key = new.gate and o.queue = new.queue and o.tokens = 0 and o.xmin = pg_current_xact_id()::xid) then
     insert into howdah.openings (key, queue) values (new.gate, new.queue);
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
   end if;
   return null;
 end $$;
@@ -71,9 +71,9 @@ begin
     stirs := true;
   end if;
   if stirs then
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
     if exists (select from howdah.jobs j where j.due_at is null and j.suspect and j.gate is not null) then
-      perform pg_notify('howdah_control', 'suspects');
+      perform howdah.notify('howdah_control', 'suspects');
     end if;
   end if;
   return null;
@@ -121,8 +121,11 @@ begin
         return;
       end if;
       if rule.rate is not null then
-        -- Never further away than an empty bucket: the clock may have been set back, or the rate raised.
-        select least(b.full_at, moment + rule.burst / rule.rate * interval '1 second') into filled from howdah.buckets b where b.key = name;
+        -- Never further away than an empty bucket: the clock may have been set back, or the rate raised. Written down, or it would be empty
+        -- again at the next look.
+        update howdah.buckets b set full_at = moment + rule.burst / rule.rate * interval '1 second'
+          where b.key = name and b.full_at > moment + rule.burst / rule.rate * interval '1 second';
+        select b.full_at into filled from howdah.buckets b where b.key = name;
         filled := greatest(filled, moment);
         if filled > moment + (rule.burst - 1) / rule.rate * interval '1 second' then
           blocked := name;
@@ -355,7 +358,7 @@ with recursive line as (
     select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next
   where starts_with(line.gate, prefix) and not whole)
 insert into howdah.openings (key) select l.gate from line l where starts_with(l.gate, prefix) and (l.gate = prefix or not whole);
-select pg_notify('howdah_control', 'limits') $$;
+select howdah.notify('howdah_control', 'limits') $$;
 
 -- Sets what holds for a key or a pattern (`chat:*`), from the commit on: how many may run at once, how many may start in a second
 -- and how many of these at one moment. Null: any number. What runs goes on; nothing new starts until the key is below the new limit.
@@ -413,11 +416,17 @@ begin
   where not exists (select from howdah.openings o where o.key = l.gate) and not exists (select from howdah.holds h where h.key = l.gate)
     and (howdah.limit_for(l.gate)).concurrency is distinct from 0;
   get diagnostics opened = row_count;
+  -- No token is further away than that, unless the clock was set back.
+  with ahead as materialized (
+    select o.id from howdah.openings o where o.open_at > clock_timestamp() + interval '1 second'
+      and o.open_at > clock_timestamp() + 2 / coalesce((howdah.limit_for(o.key)).rate, 2) * interval '1 second' order by o.id for update skip locked)
+  update howdah.openings o set open_at = clock_timestamp() from ahead where o.id = ahead.id;
+  if found then opened := opened + 1; end if;
   delete from howdah.buckets b where b.key in (
     select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
     and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
   if opened > 0 then
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
   end if;
   return opened;
 end $$;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from support.eventually import aeventually
 from support.facts import end_of, is_empty
 from support.jobs import enqueue, enqueue_many
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
     from support.cluster import Database
+    from support.figures import Figures
 
 HANDLERS = """
 @handler("work")
@@ -21,8 +23,13 @@ async def work(job: Job) -> Any:
 """
 
 
+@pytest.mark.fault(
+    "Server",
+    "statement_timeout, lock_timeout and isolation set for the database",
+    "they do not reach the engine's connections",
+)
 async def test_short_timeouts_and_another_isolation_by_default_are_no_harm_to_the_engine(
-    daemon: StartDaemon, connection: asyncpg.Connection, database: Database
+    daemon: StartDaemon, connection: asyncpg.Connection, database: Database, figures: Figures
 ) -> None:
     for setting in (
         "default_transaction_isolation = 'repeatable read'",
@@ -31,6 +38,7 @@ async def test_short_timeouts_and_another_isolation_by_default_are_no_harm_to_th
         "idle_session_timeout = '100ms'",
     ):
         await connection.execute(f"alter database {database.name} set {setting}")
+        figures.faults += 1
     worker = await daemon(HANDLERS)
     await connection.execute("set default_transaction_isolation = 'read committed'")
     batch = await connection.fetchval("select howdah.create_batch('work')")
@@ -42,4 +50,6 @@ async def test_short_timeouts_and_another_isolation_by_default_are_no_harm_to_th
     await aeventually(lambda: is_empty(connection))
     reconnects = {name: value for name, value in (await worker.metrics()).items() if "reconnects_total" in name}
     assert sum(reconnects.values()) == 0, reconnects
+    assert await connection.fetchval("select bool_and(state = 'completed') from howdah.job_history")
+    figures.jobs = await connection.fetchval("select count(*) from howdah.job_history")
     assert await worker.stop() == 0

@@ -127,8 +127,11 @@ async def test_with_no_history_kept_an_ack_whose_answer_was_lost_is_no_lost_leas
     assert not worker.log_events("lost lease")
 
 
+@pytest.mark.fault(
+    "Server", "it crashes under load, twice", "nothing is lost or doubled; work within 2 s of its return"
+)
 async def test_a_server_that_crashes_under_load_loses_and_doubles_nothing(
-    daemon: StartDaemon, server: EmbeddedPostgres
+    daemon: StartDaemon, server: EmbeddedPostgres, figures: Figures
 ) -> None:
     database = Database(server.url(), "postgres")
     connection = await connect_to(database)
@@ -139,13 +142,16 @@ async def test_a_server_that_crashes_under_load_loses_and_doubles_nothing(
     await aeventually(lambda: has_history(connection, 300))
     for _ in range(2):
         await asyncio.to_thread(server.restart, immediate=True)
+        figures.faults += 1
         connection.terminate()
         connection = await connect_to(database)
         back = time.monotonic()
         await end_of(connection, await enqueue_and_note(connection, ids))
+        figures.recovered(time.monotonic() - back)
         assert time.monotonic() - back < 2
     await aeventually(lambda: is_empty(connection), timeout=30)
     assert await each_ended_once(connection, ids)
+    figures.jobs = len(ids)
     effects = [row["job"] for row in await connection.fetch("select job from public.effects order by job")]
     assert effects == sorted(row["id"] for row in rows[3000:])
     assert await connection.fetchval("select max(crashes) from howdah.job_history") == 0
@@ -153,15 +159,22 @@ async def test_a_server_that_crashes_under_load_loses_and_doubles_nothing(
     connection.terminate()
 
 
-async def test_terminated_connections_are_made_anew(daemon: StartDaemon, connection: asyncpg.Connection) -> None:
+@pytest.mark.fault("Server", "all connections ended at once, five times", "they are made anew, and work goes on")
+async def test_terminated_connections_are_made_anew(
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
+) -> None:
     worker = await daemon(poll_interval=60)
     for _ in range(5):
         await connection.execute(
             """select pg_terminate_backend(pid) from pg_stat_activity
             where application_name like 'howdah %' and datname = current_database()"""
         )
+        began = time.monotonic()
         rows = await enqueue_many(connection, *jobs(50))
         await aeventually(lambda rows=rows: have_ended(connection, rows), timeout=3)
+        figures.recovered(time.monotonic() - began)
+        figures.jobs += len(rows)
+        figures.faults += 1
     assert worker.process.poll() is None
     assert await connection.fetchval("select count(*) from howdah.workers") == 1
 

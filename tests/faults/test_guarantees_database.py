@@ -68,8 +68,14 @@ async def connected(server: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connectio
         connection.terminate()
 
 
+@pytest.mark.parametrize("seconds", [3 * TTL, pytest.param(180, marks=pytest.mark.long)])
+@pytest.mark.fault(
+    "Server",
+    "it is away for many ttls",
+    "nothing is rescued wrongly, no crash is counted; work within 2 s of its return",
+)
 async def test_a_daemon_waits_for_a_database_that_is_not_there_yet_and_lives_through_its_outage(
-    daemon: StartDaemon, server: EmbeddedPostgres
+    daemon: StartDaemon, server: EmbeddedPostgres, seconds: float, figures: Figures
 ) -> None:
     handlers = JOURNAL + """
 @handler("once", max_attempts=1)
@@ -94,7 +100,8 @@ async def once(job: Job) -> None:
         await aeventually(lambda: starts_of(checker, jobs, 15))
 
     await asyncio.to_thread(server.stop)
-    await asyncio.sleep(3 * TTL)  # the outage itself
+    figures.faults += 1
+    await asyncio.sleep(seconds)  # the outage itself
     await asyncio.to_thread(server.start)
     async with connected(server) as connection:
         began = time.monotonic()
@@ -103,12 +110,13 @@ async def once(job: Job) -> None:
         await end_of(connection, probe)
         back = time.monotonic() - began
         await aeventually(lambda: is_empty(connection), timeout=30)
-        log.warning("working %.2f s after the first start, %.2f s after the outage of %d s", came, back, 3 * TTL)
+        log.warning("working %.2f s after the first start, %.2f s after the outage of %d s", came, back, seconds)
+        figures.recovered(back)
         assert back < 2
         for job in jobs:
             row = await checker.history_of(job)
             assert (row["state"], row["crashes"], row["attempt"]) == ("completed", 0, 1)
-        await checker.check()
+        await checker.check(figures=figures)
         await nobody_was_rescued(workers)
     for worker in workers:
         assert await worker.stop() == 0

@@ -90,6 +90,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "rescue": WORKER,
     "make_partitions": WORKER,
     "drop_partitions": WORKER,
+    "notify": WORKER,
     "wake": WORKER,
     "wake_all": WORKER,
     "claim_limited": WORKER,

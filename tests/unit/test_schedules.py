@@ -186,6 +186,7 @@ def test_missed_slots_are_made_up_for_as_the_policy_says_and_those_in_time_alway
     assert told.next_at == at("2025-06-01T04:00")
 
 
+@pytest.mark.fault("Time", "a schedule's clock stands still or goes back", "no slot comes a second time")
 def test_nothing_due_moves_nothing_whatever_the_clock_does() -> None:
     timetable = Timetable("*/10 * * * *")
     done = at("2025-06-01T03:10")
