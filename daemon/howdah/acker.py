@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("howdah.acker")
 
 BATCH = 1000
+#: The most bytes of results and progress in one statement, beyond those of its first outcome: the server takes a gigabyte, and hangs up on more.
+BATCH_BYTES = 8 << 20
 #: With so many acks waiting, the claimer stops: what runs must not outgrow what can be written down.
 HIGH_WATER = 5000
 #: After a statement that found no database, in seconds.
@@ -129,9 +131,12 @@ class Acker:
 
     def _take(self) -> tuple[list[Attempt], list[Attempt]]:
         # New ones first: rows that somebody holds for a minute must not hold up the others.
-        fresh, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-        room = BATCH - len(fresh)
-        held, self._busy = self._busy[:room], self._busy[room:]
+        most = _fitting(self._waiting)
+        fresh, self._waiting = self._waiting[:most], self._waiting[most:]
+        held: list[Attempt] = []
+        if not self._waiting:
+            room = min(BATCH - len(fresh), _fitting(self._busy))
+            held, self._busy = self._busy[:room], self._busy[room:]
         return fresh, held
 
     async def _write_all(self, fresh: list[Attempt], held: list[Attempt]) -> list[Attempt]:
@@ -202,3 +207,14 @@ class Acker:
     async def _make_partition(self) -> None:
         if not await self._store.make_partitions(1):
             await asyncio.sleep(BUSY_PAUSE[1])
+
+
+def _fitting(attempts: Sequence[Attempt]) -> int:
+    """Give how many of these, from the first on, one statement may carry."""
+    room = BATCH_BYTES
+    for count, attempt in enumerate(attempts[:BATCH]):
+        if attempt.result is not None or attempt.progress is not None:
+            room -= len(attempt.result or b"") + len(attempt.progress or b"")
+            if room < 0:
+                return max(count, 1)
+    return min(len(attempts), BATCH)
