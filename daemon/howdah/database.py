@@ -11,6 +11,7 @@ import asyncpg
 import orjson
 import tenacity
 
+from howdah.anyjson import read
 from howdah.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def _encode_jsonb(value: Any) -> bytes:
 
 
 def _decode_jsonb(data: Any) -> Any:
-    return orjson.loads(memoryview(data)[1:])
+    return read(memoryview(data)[1:])
 
 
 def _strip_version(data: Any) -> bytes:
