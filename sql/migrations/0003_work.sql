@@ -438,6 +438,13 @@ begin
   if days < 1 then
     perform howdah.refuse(array['JB002', format('days is %s', days), 'at least 1: today is being written']);
   end if;
+  -- Before the days: with one of those detached, every ack waits until this has committed.
+  begin
+    delete from howdah.steps s where s.created_at < clock_timestamp() - days * interval '1 day'
+      and not exists (select from howdah.jobs j where j.id = s.job_id);
+  exception when lock_not_available then
+    null;                                          -- somebody has the whole table, or one of these rows
+  end;
   for name in select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
               where i.inhparent = 'howdah.job_history'::regclass and c.relname < oldest collate "C" order by c.relname loop
     begin
@@ -448,8 +455,6 @@ begin
       return;                                      -- somebody reads history; tried again later
     end;
   end loop;
-  delete from howdah.steps s where s.created_at < clock_timestamp() - days * interval '1 day'
-    and not exists (select from howdah.jobs j where j.id = s.job_id);
 end $$;
 
 select howdah.make_partitions();
