@@ -23,6 +23,9 @@ CONNECT_TIMEOUT = 10.0
 CALL_TIMEOUT = 60.0
 #: How many prepared statements a connection keeps; none, behind a pooler that gives each transaction another server connection.
 STATEMENTS = 100
+#: Where the engine looks names up: nowhere that others may create. What somebody puts into `public` could be a better match for a call of
+#: ours than the server's own function, and would run with our rights.
+SEARCH_PATH = "pg_catalog, howdah, pg_temp"
 # Of each address: whether who answers there is the server itself.
 _DIRECT: dict[str, bool] = {}
 # What the engine's statements rely on, whatever a role or a database has been given as its default: they see what was committed
@@ -32,6 +35,7 @@ _SESSION = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_session_timeout": "0",
+    "search_path": SEARCH_PATH,
 }
 
 # SQLSTATE classes, and states, after which the same call on a new connection may succeed: connection, rolled back (a deadlock),
@@ -185,6 +189,9 @@ async def connected(url: str, *, name: str = "client") -> AsyncIterator[asyncpg.
         url, timeout=CONNECT_TIMEOUT, statement_cache_size=0, server_settings={"application_name": f"howdah {name}"}
     )
     try:
+        # Not of a session that a pooler lends to somebody else after us.
+        if await connection.fetchval("select pg_catalog.pg_backend_pid()") == connection.get_server_pid():
+            await connection.execute(f"set search_path = {SEARCH_PATH}")
         await set_codecs(connection)
         yield connection
     finally:

@@ -12,7 +12,7 @@ import asyncpg
 
 from howdah.errors import MigrationError
 from howdah.queries import sql_folder
-from howdah.rights import apply_rights, owner
+from howdah.rights import SEARCH_PATH, apply_rights, owner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,13 +52,15 @@ async def migrate(
     migrations = read_migrations(folder or sql_folder() / "migrations")
     async with connection.transaction():
         # Before the first look: whoever waits here must see what the one before has done.
-        await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
+        await connection.execute("select pg_catalog.pg_advisory_xact_lock($1)", LOCK)
+        theirs = await look_up_in(connection, SEARCH_PATH)
         applied = await _applied(connection, source)
         pending = _pending(migrations, applied)
         for migration in pending:
-            await _apply(connection, source, migration)
+            await _apply(connection, source, migration, theirs)
         if source == ENGINE and not await is_ahead(connection, folder):
             await apply_rights(connection, roles=roles)
+        await look_up_in(connection, theirs)
     return [migration.name for migration in pending]
 
 
@@ -120,12 +122,21 @@ def _pending(migrations: list[Migration], applied: dict[int, str]) -> list[Migra
     return [migration for migration in migrations if migration.version not in applied]
 
 
-async def _apply(connection: asyncpg.Connection, source: str, migration: Migration) -> None:
+async def look_up_in(connection: asyncpg.Connection, search_path: str) -> str:
+    """Set the transaction's search path, and give the one before."""
+    before: str = await connection.fetchval("select pg_catalog.current_setting('search_path')")
+    await connection.execute("select pg_catalog.set_config('search_path', $1, true)", search_path)
+    return before
+
+
+async def _apply(connection: asyncpg.Connection, source: str, migration: Migration, theirs: str) -> None:
     if source == ENGINE:
         async with owner(connection):
             await _run(connection, migration)
     else:
+        await look_up_in(connection, theirs)
         await _run(connection, migration)
+        await look_up_in(connection, SEARCH_PATH)
     async with owner(connection):
         await connection.execute(
             "insert into howdah.migrations (source, version, name, checksum) values ($1, $2, $3, $4)",
