@@ -33,7 +33,8 @@ _DIRECT: dict[str, bool] = {}
 _SESSION = {
     "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
-    "lock_timeout": "0",
+    # A statement that we give up must not be waiting for a lock on the server still: it would take effect when nobody knows of it.
+    "lock_timeout": f"{CALL_TIMEOUT * 5 / 6:.0f}s",
     "idle_session_timeout": "0",
     "search_path": SEARCH_PATH,
 }
@@ -75,6 +76,8 @@ class Line:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     return await connection.fetch(sql, *arguments)
+            except asyncpg.LockNotAvailableError as error:
+                raise DatabaseUnavailableError(f"{self.name}: {error}") from error
             except asyncpg.PostgresError as error:
                 # It may show a whole row, and with it what a payload keeps secret.
                 error.detail = None
