@@ -64,12 +64,21 @@ def _names(value: Any) -> Any:
 
 
 def _postgres_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"postgres", "postgresql"}:
+    if not value.startswith(("postgres://", "postgresql://")):
         raise ValueError("must begin with postgresql://")
-    # Several hosts may stand there, with commas between: a primary and its standbys.
-    for host in parts.netloc.rpartition("@")[2].split(","):
-        _ = urlsplit(f"//{host}").port  # raises ValueError for what is no port
+    try:
+        parts = urlsplit(value)
+        # Several hosts may stand there, with commas between: a primary and its standbys.
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port  # raises ValueError for what is no port
+        split = parts.fragment or ("@" in parts.path + parts.query and "@" not in parts.netloc)
+    except ValueError:
+        split = True
+    if split:
+        # What the library says would show what it took for a port, and that may be the password's beginning.
+        raise ValueError(
+            "cannot be read: in a user's name or password, # / ? @ : and % are written %23 %2F %3F %40 %3A %25"
+        )
     return urlunsplit(parts._replace(scheme="postgresql"))
 
 
