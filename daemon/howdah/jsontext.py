@@ -87,9 +87,9 @@ def _from_author_on(stack: TracebackType) -> TracebackType:
 
 
 def _stack(error: BaseException) -> str | None:
-    if error.__traceback__ is None:
-        return None
     try:
+        if error.__traceback__ is None:
+            return None
         return "".join(traceback.format_exception(type(error), error, _from_author_on(error.__traceback__)))
     except BaseException:
         return None
