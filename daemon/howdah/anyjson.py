@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def read(text: bytes | str | memoryview) -> Any:
     """Give the value of JSON that is nobody's argument any more: what cannot be read is a stub of the same sort that says so.
 
-    PostgreSQL keeps what is nested 6,000 deep and numbers of 130,000 digits. One such job must not spoil a listing, nor a worker.
+    PostgreSQL keeps what is nested 10,000 deep and numbers of 130,000 digits. One such job must not spoil a listing, nor a worker.
     """
     try:
         return orjson.loads(text)
