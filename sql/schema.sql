@@ -396,6 +396,8 @@ select case
     then array['JB002', format('subject has %s characters', length(subject)), '1 to 500']
   when jsonb_typeof(headers) <> 'object'
     then array['JB002', format('headers must be a JSON object, not %s', jsonb_typeof(headers)), 'pass jsonb_build_object(…)']
+  when octet_length(headers::text) > 65536
+    then array['JB002', format('headers have %s bytes, more than 64 KiB', octet_length(headers::text)), 'data belongs into the payload']
   when cardinality(depends_on) > 1000
     then array['JB002', format('depends_on names %s jobs', cardinality(depends_on)), 'at most 1000; for more, a batch']
   when array_position(depends_on, null) is not null
@@ -886,8 +888,8 @@ begin
 end $$;
 
 -- Writes completions that bring nothing but a result, and returns the ids that it did not write: howdah.ack for the many, at half its cost,
--- because it does not lock a row before it deletes it. So it may meet a row that somebody else holds: then it waits for a moment, writes nothing, and fails with lock_not_available, and
--- whoever called it calls howdah.ack. The plan is pinned as the claim's is: from ids to rows by the primary key.
+-- because it does not lock a row before it deletes it. So it may meet a row that somebody else holds: then it waits for a moment, writes
+-- nothing and returns null, and whoever called it calls howdah.ack. The plan is pinned as the claim's is: from ids to rows by the primary key.
 create function howdah.ack_completed(ids bigint[], leases bigint[], results jsonb[], ages float8[], runs float8[], keep boolean)
 returns bigint[] language plpgsql
 set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set lock_timeout = '10ms' as $$
@@ -920,6 +922,8 @@ begin
     return '{}';
   end if;
   return array(select d.id from unnest(ack_completed.ids) d(id) where ended is null or d.id <> all (ended));
+exception when lock_not_available then             -- caught here, or the server's log would tell of each
+  return null;
 end $$;
 
 -- What became of acks that howdah.ack did not write: busy (try again), done (an earlier try wrote it) or lost. With no
@@ -1122,6 +1126,13 @@ begin
   if days < 1 then
     perform howdah.refuse(array['JB002', format('days is %s', days), 'at least 1: today is being written']);
   end if;
+  -- Before the days: with one of those detached, every ack waits until this has committed.
+  begin
+    delete from howdah.steps s where s.created_at < clock_timestamp() - days * interval '1 day'
+      and not exists (select from howdah.jobs j where j.id = s.job_id);
+  exception when lock_not_available then
+    null;                                          -- somebody has the whole table, or one of these rows
+  end;
   for name in select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
               where i.inhparent = 'howdah.job_history'::regclass and c.relname < oldest collate "C" order by c.relname loop
     begin
@@ -1132,8 +1143,6 @@ begin
       return;                                      -- somebody reads history; tried again later
     end;
   end loop;
-  delete from howdah.steps s where s.created_at < clock_timestamp() - days * interval '1 day'
-    and not exists (select from howdah.jobs j where j.id = s.job_id);
 end $$;
 
 select howdah.make_partitions();

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("howdah.acker")
 
 BATCH = 1000
+#: The most bytes of results and progress in one statement, beyond those of its first outcome: the server takes a gigabyte, and hangs up on more.
+BATCH_BYTES = 8 << 20
 #: With so many acks waiting, the claimer stops: what runs must not outgrow what can be written down.
 HIGH_WATER = 5000
 #: After a statement that found no database, in seconds.
@@ -136,9 +138,12 @@ class Acker:
 
     def _take(self) -> tuple[list[Attempt], list[Attempt]]:
         # New ones first: rows that somebody holds for a minute must not hold up the others.
-        fresh, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-        room = BATCH - len(fresh)
-        held, self._busy = self._busy[:room], self._busy[room:]
+        most = _fitting(self._waiting)
+        fresh, self._waiting = self._waiting[:most], self._waiting[most:]
+        held: list[Attempt] = []
+        if not self._waiting:
+            room = min(BATCH - len(fresh), _fitting(self._busy))
+            held, self._busy = self._busy[:room], self._busy[room:]
         return fresh, held
 
     async def _write_all(self, fresh: list[Attempt], held: list[Attempt]) -> list[Attempt]:
@@ -156,8 +161,9 @@ class Acker:
         while True:
             try:
                 started = monotonic()
-                write = self._store.ack_completed if plain else self._store.ack
-                left = await write(batch, keep=self._keep)
+                left = await self._store.ack_completed(batch, keep=self._keep) if plain else None
+                if left is None:  # or somebody holds one of the rows: the other way passes over it
+                    left = await self._store.ack(batch, keep=self._keep)
                 self._metrics.ack_seconds.observe(monotonic() - started)
                 self._metrics.ack_batch.observe(len(batch))
                 self._on_written(batch if not left else [attempt for attempt in batch if attempt.id not in left])
@@ -166,10 +172,6 @@ class Acker:
                 log.debug("ack will be repeated", extra={"jobs": len(batch), "error": str(error)})
                 self._sent.update((attempt.id, attempt.lease) for attempt in batch)
                 await asyncio.sleep(RETRY_PAUSE)
-            except asyncpg.LockNotAvailableError:
-                if not plain:
-                    return list(batch)
-                plain = False  # the other way passes over rows that somebody holds
             except asyncpg.CheckViolationError as error:
                 if "no partition" not in str(error):
                     return await self._write_apart(batch, error)
@@ -209,3 +211,14 @@ class Acker:
     async def _make_partition(self) -> None:
         if not await self._store.make_partitions(1):
             await asyncio.sleep(BUSY_PAUSE[1])
+
+
+def _fitting(attempts: Sequence[Attempt]) -> int:
+    """Give how many of these, from the first on, one statement may carry."""
+    room = BATCH_BYTES
+    for count, attempt in enumerate(attempts[:BATCH]):
+        if attempt.result is not None or attempt.progress is not None:
+            room -= len(attempt.result or b"") + len(attempt.progress or b"")
+            if room < 0:
+                return max(count, 1)
+    return min(len(attempts), BATCH)

@@ -13,7 +13,7 @@ from howdah.errors import DatabaseUnavailableError
 from howdah.vitals import GRACE, SWEEP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from howdah.board import Samples
     from howdah.metrics import Metrics
@@ -28,6 +28,11 @@ INTERVAL, SHARE = 20.0, 100
 LEAD_INTERVAL, FAILED_INTERVAL = 1.0, 5.0
 #: Queues with a label of their own: anybody who may enqueue can make a name. The others are counted together.
 QUEUES, OTHER = 100, "other"
+#: What else is told by queue, and what makes one figure of several.
+BY_QUEUE: Mapping[str, Callable[[Iterable[float]], float]] = {
+    "howdah_orphan_jobs": sum,
+    "howdah_queue_paused_seconds": max,
+}
 
 
 class Census:
@@ -79,11 +84,13 @@ class Census:
             value = self._since(row, ended) if row.name == "howdah_xmin_held_seconds" else row.value
             if value is not None:
                 figures.setdefault(row.name, []).append((tuple(row.labels), value))
+        for name, join in BY_QUEUE.items():
+            figures[name] = self._bounded(figures.get(name, []), join)
         self._board.tell(figures)
 
     def _add_depth(self, figures: dict[str, Samples], depth: list[Depth]) -> None:
         """Sum the jobs by label; a queue that this worker serves has its zeros, or its graph would end where it is empty."""
-        named = sorted({row.queue for row in depth} - self._own)[:QUEUES] + sorted(self._own)
+        named = self._named(row.queue for row in depth)
         jobs = {(queue, state): 0.0 for queue in self._own for state in ("ready", "running")}
         oldest = dict.fromkeys(self._own, 0.0)
         for row in depth:
@@ -93,6 +100,18 @@ class Census:
                 oldest[queue] = max(oldest.get(queue, 0.0), row.oldest or 0.0)
         figures["howdah_jobs"] = list(jobs.items())
         figures["howdah_oldest_ready_seconds"] = [((queue,), age) for queue, age in oldest.items()]
+
+    def _bounded(self, samples: Samples, join: Callable[[Iterable[float]], float]) -> Samples:
+        """Put the samples of queues without a label of their own together."""
+        named = self._named(labels[0] for labels, _ in samples)
+        values: dict[str, list[float]] = {}
+        for (queue,), value in samples:
+            values.setdefault(queue if queue in named else OTHER, []).append(value)
+        return [((queue,), join(held)) for queue, held in values.items()]
+
+    def _named(self, queues: Iterable[str]) -> frozenset[str]:
+        """Give the queues that have a label of their own: this worker's, and the first of the others by name."""
+        return self._own | frozenset(sorted(set(queues) - self._own)[:QUEUES])
 
     def _since(self, row: CensusRow, now: float) -> float:
         """Give for how long a snapshot has been held: as the server says, else since it was seen first."""

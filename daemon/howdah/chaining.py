@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import asyncpg
 
 
+#: Of all jobs that come with one outcome. An array that jsonb takes ends at 256 MiB; on a gigabyte the server hangs up, and the ack would
+#: be repeated for ever.
+CHAIN_BYTES = 64 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """What goes with an ack: the jobs, as JSON for howdah.enqueue_many, and who is told how it went."""
@@ -30,7 +35,14 @@ def link(kind: str, payload: Any, options: Mapping[str, Any]) -> bytes:
 
 
 def chain(links: Sequence[bytes]) -> bytes:
-    """Give jobs as one JSON array."""
+    """Give jobs as one JSON array. Raises RefusedError for more than the database takes at once."""
+    size = sum(map(len, links))
+    if size > CHAIN_BYTES:
+        raise RefusedError(
+            "JB002",
+            f"{len(links)} jobs to be enqueued with the outcome have {size} bytes of JSON, more than {CHAIN_BYTES}",
+            "store the data elsewhere and pass its key, or let one of them enqueue the others",
+        )
     return b"[" + b",".join(links) + b"]"
 
 

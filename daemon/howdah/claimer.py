@@ -24,6 +24,9 @@ log = logging.getLogger("howdah.claimer")
 
 #: Jobs in hand beyond the slots, as a multiple of them, for kinds that have shown to be short.
 PREFETCH = 10
+#: What the payloads of a queue's jobs in hand beyond its slots may weigh, in bytes, going by those that came of late; and how slowly
+#: heavy ones are forgotten, claim by claim.
+HAND_BYTES, FADE = 32 << 20, 0.9
 #: The most jobs in one claim.
 CLAIM_LIMIT = 1000
 #: After a busy spell the polls begin at this many seconds and grow by half: a transaction that enqueued while nobody
@@ -92,6 +95,8 @@ class Claimer:
         self._hungry = set(slots)
         self._asleep = False
         self._poll = FIRST_POLL
+        # Bytes of a payload.
+        self._weight = 1.0
         # What woke us may lie behind the marks: until a look has been made, when the next one may be.
         self._woken = False
         self._next_look = 0.0
@@ -198,7 +203,7 @@ class Claimer:
 
     def _ahead(self, slots: QueueSlots) -> int:
         """Give how many to claim ahead: none until half of what was is used up, so that claims stay few and large."""
-        most = PREFETCH * slots.size
+        most = min(PREFETCH * slots.size, int(HAND_BYTES / self._weight))
         waiting = max(len(slots.hand) - max(slots.size - slots.running, 0), 0)
         return most - waiting if waiting <= most // 2 else 0
 
@@ -233,6 +238,8 @@ class Claimer:
             name for name in self._slots if name not in plan.rooms or counts.get(name, 0) >= plan.rooms[name]
         }
         if claim.jobs:
+            weight = sum([len(job.raw_payload) for job in claim.jobs]) / len(claim.jobs)
+            self._weight = max(weight, self._weight * FADE, 1.0)
             await self._note_work(began)
             # Asleep, every later commit notifies; a claim that came back short has nothing to go back for.
             return not self._asleep or any(counts.get(name, 0) >= room for name, room in plan.rooms.items())

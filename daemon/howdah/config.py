@@ -64,12 +64,26 @@ def _names(value: Any) -> Any:
 
 
 def _postgres_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"postgres", "postgresql"}:
+    if value.partition("://")[0].lower() not in {"postgres", "postgresql"}:
         raise ValueError("must begin with postgresql://")
-    # Several hosts may stand there, with commas between: a primary and its standbys.
-    for host in parts.netloc.rpartition("@")[2].split(","):
-        _ = urlsplit(f"//{host}").port  # raises ValueError for what is no port
+    try:
+        parts = urlsplit(value)
+        # Several hosts may stand there, with commas between: a primary and its standbys.
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port  # raises ValueError for what is no port
+        names = [item.partition("=") for item in parts.query.split("&") if item]
+        is_cut = (
+            bool(parts.fragment)
+            or ("@" in parts.path and "@" not in parts.netloc)
+            or any(not equals or "@" in name for name, equals, _ in names)
+        )
+    except ValueError:
+        is_cut = True
+    if is_cut:
+        # What the library says would show what it took for a port, and that may be the password's beginning.
+        raise ValueError(
+            "cannot be read: in a user's name or password, # / ? @ : and % are written %23 %2F %3F %40 %3A %25"
+        )
     return urlunsplit(parts._replace(scheme="postgresql"))
 
 

@@ -13,6 +13,7 @@ import asyncpg
 import orjson
 import tenacity
 
+from howdah.anyjson import read
 from howdah.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ CLOSE_TIMEOUT = 2.0
 LEAST_CONNECT_TIMEOUT = 2.0
 #: How many prepared statements a connection keeps; none, behind a pooler that gives each transaction another server connection.
 STATEMENTS = 100
+#: Where the engine looks names up: nowhere that others may create. What somebody puts into `public` could be a better match for a call of
+#: ours than the server's own function, and would run with our rights.
+SEARCH_PATH = "pg_catalog, howdah, pg_temp"
 # Of each address: whether who answers there is the server itself.
 _DIRECT: dict[str, bool] = {}
 # A peer that has vanished (its machine is gone, a firewall forgot us) is noticed after so many seconds of silence, by whichever side:
@@ -53,8 +57,10 @@ _SOCKET = {
 _SESSION = {
     "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
-    "lock_timeout": "0",
+    # A statement that we give up must not be waiting for a lock on the server still: it would take effect when nobody knows of it.
+    "lock_timeout": f"{CALL_TIMEOUT * 5 / 6:.0f}s",
     "idle_session_timeout": "0",
+    "search_path": SEARCH_PATH,
 }
 
 # SQLSTATE classes, and states, after which the same call on a new connection may succeed: connection, rolled back (a deadlock),
@@ -100,6 +106,8 @@ class Line:
             try:
                 async with asyncio.timeout(self._given) as limit:
                     rows = await connection.fetch(sql, *arguments)
+            except asyncpg.LockNotAvailableError as error:
+                raise DatabaseUnavailableError(f"{self.name}: {error}") from error
             except asyncpg.PostgresError as error:
                 # It may show a whole row, and with it what a payload keeps secret.
                 error.detail = None
@@ -252,6 +260,9 @@ async def connected(
             server_settings={"application_name": f"howdah {name}"},
         )
         try:
+            # Not of a session that a pooler lends to somebody else after us.
+            if await connection.fetchval("select pg_catalog.pg_backend_pid()") == connection.get_server_pid():
+                await connection.execute(f"set search_path = {SEARCH_PATH}")
             await set_codecs(connection)
         except BaseException:
             connection.terminate()
@@ -316,7 +327,7 @@ def _encode_jsonb(value: Any) -> bytes:
 
 
 def _decode_jsonb(data: Any) -> Any:
-    return orjson.loads(memoryview(data)[1:])
+    return read(memoryview(data)[1:])
 
 
 def _strip_version(data: Any) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from howdah.errors import ConfigError, DatabaseUnavailableError
 from howdah.vitals import GRACE, SWEEP
@@ -21,9 +22,15 @@ if TYPE_CHECKING:
     from howdah.vitals import Vitals
 
 log = logging.getLogger("howdah.endpoint")
+#: What the HTTP library says.
+strangers = logging.getLogger("howdah.endpoint.http")
 
 #: How long an answer may wait for the database, in seconds: whoever asks has a deadline, too.
 PATIENCE = 3.0
+#: How long a connection may live, in seconds, and how many may at once: one more, and the oldest is closed. Each is answered once.
+LIFE, CONNECTIONS = 10.0, 100
+#: Between looks at how long they have lived, in seconds.
+LOOK_INTERVAL = 1.0
 
 
 class Endpoint:
@@ -52,6 +59,9 @@ class Endpoint:
         self._ttl = ttl
         self._hang_timeout = hang_timeout
         self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
+        # When each came, oldest first.
+        self._connections: list[tuple[float, web.RequestHandler]] = []
         #: Where it listens, once it does.
         self.address = ""
 
@@ -63,25 +73,56 @@ class Endpoint:
         app.router.add_get("/readyz", self._serve_readyz)
         app.router.add_get("/health/queue", self._serve_queue_health)
         app.router.add_get("/stats", self._admin(self._serve_stats))
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        app.on_response_prepare.append(_answer_once)
+        strangers.addFilter(_is_ours)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, logger=strangers)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
         try:
-            await site.start()
+            self._listening = await asyncio.get_running_loop().create_server(
+                self._accept, self._host, self._port, backlog=CONNECTIONS
+            )
         except OSError as error:
             raise ConfigError(
                 "HOWDAH_HTTP_PORT", f"cannot listen on {self._host}:{self._port}: {error.strerror}"
             ) from None
-        port = self._runner.addresses[0][1]
+        port = self._listening.sockets[0].getsockname()[1]
         self.address = f"http://{self._host}:{port}"
 
     async def run(self) -> None:
         """Serve until cancelled."""
         try:
-            await asyncio.Event().wait()
+            while True:
+                await asyncio.sleep(LOOK_INTERVAL)
+                self._forget_ended()
+                now = asyncio.get_running_loop().time()
+                for born, connection in self._connections:
+                    if now - born > LIFE:
+                        connection.force_close()
         finally:
+            if self._listening is not None:
+                self._listening.close()
             if self._runner is not None:
                 await self._runner.cleanup()
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        """Take a connection. Whoever sends half a request, or none, keeps neither a place nor a file descriptor from others."""
+        if self._runner is None or self._runner.server is None:
+            raise RuntimeError("the port is not open")
+        connection = self._runner.server()
+        self._forget_ended()
+        while len(self._connections) >= CONNECTIONS:
+            self._connections.pop(0)[1].force_close()
+        self._connections.append((asyncio.get_running_loop().time(), connection))
+        return connection
+
+    def _forget_ended(self) -> None:
+        """Keep those that live, and those that are just being made: neither they nor those that have ended have a transport."""
+        young = asyncio.get_running_loop().time() - LOOK_INTERVAL
+        self._connections = [
+            (born, connection)
+            for born, connection in self._connections
+            if connection.transport is not None or born > young
+        ]
 
     async def _serve_metrics(self, _request: web.Request) -> web.Response:
         await self._fold()
@@ -133,6 +174,15 @@ class Endpoint:
             return await serve(request)
 
         return guarded
+
+
+async def _answer_once(_request: web.Request, response: web.StreamResponse) -> None:
+    response.force_close()
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Keep out of the log what is no request: else everybody could fill it."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _json(body: object, *, ok: bool) -> web.Response:

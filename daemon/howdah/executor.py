@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from howdah.anyjson import read
 from howdah.chaining import Chain, chain, refusal
 from howdah.contexts import BLOCKED, InContext
-from howdah.errors import HandlerTimeoutError, LeaseLostError, PayloadError
+from howdah.errors import HandlerTimeoutError, LeaseLostError, PayloadError, RefusedError
 from howdah.job import Attempt, Job, current_job, job_fields
 from howdah.outcomes import cancelled, failed, refused, released, returned
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
 
     import asyncpg
@@ -107,8 +108,6 @@ class Executor:
             self._note_lost(job)
         except asyncio.CancelledError as error:
             outcome = self._interrupted(job, handler, error)
-        except GeneratorExit:
-            raise
         except BaseException as error:
             outcome = self._failed(job, handler, error)
         else:
@@ -172,7 +171,7 @@ class Executor:
             job.task.uncancel()
         if outcome is not None and not job.abandoned:
             if job.chained:
-                self._finish_with(job, handler, outcome, chain(job.chained))
+                self._finish_with(job, handler, outcome, job.chained)
             else:
                 self._finish(job, outcome)
 
@@ -236,13 +235,15 @@ class Executor:
             return None
         if job.expires_in is not None and job.expires_in < job.started - job.in_hand_since:
             return cancelled(job, "howdah", "it expired before it was started")
-        job.headers = orjson.loads(job.raw_headers) if job.raw_headers is not None else {}
+        job.headers = {}
         job.resources = self._resources
         job.services = self._services
         try:
+            if job.raw_headers is not None:
+                job.headers = _headers(job)
             job.payload = handler.validate(job.raw_payload)
-        except Exception as error:
-            job.payload = orjson.loads(job.raw_payload)  # for whoever is told of the error
+        except BaseException as error:
+            job.payload = read(job.raw_payload)  # for whoever is told of the error
             self._errors.tell(job, error)
             # Anything else is a validator of the author's own that broke.
             return refused(job, error) if isinstance(error, PayloadError) else failed(job, handler, error)
@@ -255,9 +256,11 @@ class Executor:
             return value if handler.transaction else self._returned(job, handler, value)
         except asyncio.CancelledError as error:
             return self._interrupted(job, handler, error)
-        except (LeaseLostError, GeneratorExit):
+        except LeaseLostError:
             raise
         except BaseException as error:
+            if type(error) is GeneratorExit and not _is_current(job.task):
+                raise  # whoever closes this coroutine throws it, and not the handler
             # SystemExit, too: a handler that calls sys.exit() must not end the daemon.
             return self._failed(job, handler, error)
 
@@ -272,13 +275,13 @@ class Executor:
             future = self._threads.submit(context.run, _call_in_thread, handler.function, job)
             self.in_threads.add(future)
             future.add_done_callback(self.in_threads.discard)
-            return await asyncio.wrap_future(future)
+            return _come_of(*await asyncio.wrap_future(future))
         return await self._processes.call(job, handler)
 
     def _returned(self, job: Job[Any], handler: Handler, value: Any) -> Attempt:
         try:
             return returned(job, handler, value)
-        except Exception as error:
+        except BaseException as error:
             return self._failed(job, handler, error)  # what cannot be JSON
 
     def _seal(self, job: Job[Any]) -> None:
@@ -328,13 +331,18 @@ class Executor:
         self._put(_with_progress(job, attempt), None)
         self._count(job, attempt)
 
-    def _finish_with(self, job: Job[Any], handler: Handler, attempt: Attempt, jobs: bytes) -> None:
+    def _finish_with(self, job: Job[Any], handler: Handler, attempt: Attempt, links: Sequence[bytes]) -> None:
         """Hand over an outcome that brings jobs along. Jobs that the database refuses make it a failed attempt."""
 
         def refused_by(error: asyncpg.PostgresError) -> None:
             self._finish(job, self._failed(job, handler, refusal(error)))
 
-        self._put(_with_progress(job, attempt), Chain(jobs, lambda: self._count(job, attempt), refused_by))
+        try:
+            jobs = chain(links)
+        except RefusedError as error:
+            self._finish(job, self._failed(job, handler, error))
+        else:
+            self._put(_with_progress(job, attempt), Chain(jobs, lambda: self._count(job, attempt), refused_by))
 
     def _count(self, job: Job[Any], attempt: Attempt) -> None:
         started, ended = attempt.started, attempt.ended
@@ -363,9 +371,30 @@ def _ending(attempt: Attempt, seconds: float | None) -> dict[str, Any]:
     return fields
 
 
-def _call_in_thread(function: Callable[[Job[Any]], Any], job: Job[Any]) -> Any:
+def _is_current(task: asyncio.Task[None] | None) -> bool:
     try:
-        return function(job)
-    except StopIteration as error:
-        # No future takes this one: its waiter would wait for ever.
-        raise RuntimeError("the handler raised StopIteration") from error
+        return asyncio.current_task() is task
+    except RuntimeError:  # no loop runs any more
+        return False
+
+
+def _headers(job: Job[Any]) -> Mapping[str, Any]:
+    try:
+        headers: Mapping[str, Any] = orjson.loads(job.raw_headers or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise PayloadError(job.kind, f"headers: {error}") from None
+    return headers
+
+
+def _call_in_thread(function: Callable[[Job[Any]], Any], job: Job[Any]) -> tuple[Any, BaseException | None]:
+    """Give what a handler returned, and what it raised: a future refuses some exceptions, and who waits for it would wait for ever."""
+    try:
+        return function(job), None
+    except BaseException as error:
+        return None, error
+
+
+def _come_of(value: Any, raised: BaseException | None) -> Any:
+    if raised is not None:
+        raise raised
+    return value

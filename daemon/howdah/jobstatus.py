@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import orjson
+from howdah.anyjson import read
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -60,10 +60,7 @@ class JobStatus:
     def of(cls, row: asyncpg.Record) -> JobStatus:
         """Read a row of the query look_up."""
         return cls(
-            **{
-                name: orjson.loads(value) if name in _JSON and value is not None else value
-                for name, value in row.items()
-            }
+            **{name: read(value) if name in _JSON and value is not None else value for name, value in row.items()}
         )
 
 

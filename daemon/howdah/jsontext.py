@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-#: The most bytes of a result or a progress, and of one error.
+#: The most bytes of a result or a progress; the most characters of an error's type, its message and its stack.
 LIMIT = 1 << 20
+NAME_LIMIT = 200
+MESSAGE_LIMIT = 2000
 ERROR_LIMIT = 8000
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS
@@ -57,10 +59,7 @@ def encode_strictly(value: Any) -> bytes:
 
 def encode_error(error: BaseException, *, hide: Callable[[str], str] | None = None) -> bytes:
     """Give the JSON of an exception: its type, message and stack from the author's code on, each cut to a size."""
-    stack = None
-    if error.__traceback__ is not None:
-        stack = "".join(traceback.format_exception(type(error), error, _from_author_on(error.__traceback__)))
-    return describe_error(type(error).__name__, _message(error), stack, hide=hide)
+    return describe_error(_name(type(error)), _message(error), _stack(error), hide=hide)
 
 
 def describe_error(
@@ -69,10 +68,10 @@ def describe_error(
     """Give the JSON of an error that is no exception of ours. `hide` takes out what nobody may read, before anything is cut."""
     if hide is not None:
         message, stack = hide(message), hide(stack) if stack is not None else None
-    facts = {"type": _clean(kind), "message": _clean(message)[:2000]}
+    facts = {"type": _clean(kind[:NAME_LIMIT]), "message": _clean(message[:MESSAGE_LIMIT])}
     if stack is not None:
         # The end of a stack says what happened.
-        facts["stack"] = _clean(stack)[-ERROR_LIMIT:]
+        facts["stack"] = _clean(stack[-ERROR_LIMIT:])
     return orjson.dumps(facts)
 
 
@@ -84,10 +83,29 @@ def _from_author_on(stack: TracebackType) -> TracebackType:
     return frame or stack
 
 
+# An exception is the author's code, too: what tells of it may raise anything, or give a text that is no plain one.
+
+
+def _stack(error: BaseException) -> str | None:
+    try:
+        if error.__traceback__ is None:
+            return None
+        return "".join(traceback.format_exception(type(error), error, _from_author_on(error.__traceback__)))
+    except BaseException:
+        return None
+
+
+def _name(kind: type[BaseException]) -> str:
+    try:
+        return str.__str__(kind.__name__)
+    except BaseException:
+        return "Exception"
+
+
 def _message(error: BaseException) -> str:
     try:
-        return str(error) or repr(error)
-    except Exception:
+        return str.__str__(str(error) or repr(error))
+    except BaseException:
         return "it has no text: its __str__ fails"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from typing import Any, Literal
@@ -16,6 +17,7 @@ LogStyle = Literal["json", "console"]
 #: The id of this process's worker, in every line once it is known; new when a worker that was taken for dead enters again.
 _worker: int | None = None
 
+_HOSTILE = re.compile("[\x7f-\x9f]")
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -54,12 +56,12 @@ class JSONFormatter(logging.Formatter):
             **_fields(record),
         }
         if record.exc_info:
-            line["stack"] = self.formatException(record.exc_info)
+            line["stack"] = _stack(self, record.exc_info)
         try:
-            return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+            return _tame(orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS))
         except (TypeError, ValueError):
             # Lone surrogates, integers beyond 64 bits, things whose text fails: a line that says less is better than none.
-            return orjson.dumps({name: _plain(value) for name, value in line.items()}).decode()
+            return _tame(orjson.dumps({name: _plain(value) for name, value in line.items()}))
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -72,7 +74,15 @@ class ConsoleFormatter(logging.Formatter):
         line = _escape(f"{clock} {record.levelname.lower():<7} {record.getMessage()} {fields}".rstrip())
         if not record.exc_info:
             return line
-        return "\n".join((line, *map(_escape, self.formatException(record.exc_info).split("\n"))))
+        return "\n".join((line, *map(_escape, _stack(self, record.exc_info).split("\n"))))
+
+
+def _stack(formatter: logging.Formatter, error: Any) -> str:
+    """Give the stack of an exception, whose own code is called for it and may raise."""
+    try:
+        return formatter.formatException(error)
+    except Exception:
+        return "it cannot be told: its own code fails"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -95,6 +105,11 @@ def _plain(value: Any) -> str | int | float | None:
 
 def _iso(moment: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment % 1 * 1000):03d}Z"
+
+
+def _tame(line: bytes) -> str:
+    """Write out what JSON lets pass as it is and some terminals obey: DEL and C1. They stand in strings only."""
+    return _HOSTILE.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode())
 
 
 def _escape(text: str) -> str:

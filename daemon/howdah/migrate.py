@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from howdah.errors import MigrationError
 from howdah.queries import sql_folder
-from howdah.rights import apply_rights, owner
+from howdah.rights import SEARCH_PATH, apply_rights, owner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,17 +91,18 @@ async def _migrate(
     """Apply what is pending, all of it or nothing."""
     async with connection.transaction():
         # Before the first look: whoever waits here must see what the one before has done.
-        await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
+        await connection.execute("select pg_catalog.pg_advisory_xact_lock($1)", LOCK)
+        theirs = await look_up_in(connection, SEARCH_PATH)
         applied = await _applied(connection, source)
         pending = _pending(migrations, applied)
         if source == ENGINE:
             await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}s'")
         for migration in pending:
-            await _apply(connection, source, migration)
-        if source == ENGINE and len(applied) <= len(
-            migrations
-        ):  # a newer schema has rights of which this release knows nothing
+            await _apply(connection, source, migration, theirs)
+        # A newer schema has rights of which this release knows nothing.
+        if source == ENGINE and len(applied) <= len(migrations):
             await apply_rights(connection, roles=roles)
+        await look_up_in(connection, theirs)
     return [migration.name for migration in pending]
 
 
@@ -163,12 +164,21 @@ def _pending(migrations: list[Migration], applied: dict[int, str]) -> list[Migra
     return [migration for migration in migrations if migration.version not in applied]
 
 
-async def _apply(connection: asyncpg.Connection, source: str, migration: Migration) -> None:
+async def look_up_in(connection: asyncpg.Connection, search_path: str) -> str:
+    """Set the transaction's search path, and give the one before."""
+    before: str = await connection.fetchval("select pg_catalog.current_setting('search_path')")
+    await connection.execute("select pg_catalog.set_config('search_path', $1, true)", search_path)
+    return before
+
+
+async def _apply(connection: asyncpg.Connection, source: str, migration: Migration, theirs: str) -> None:
     if source == ENGINE:
         async with owner(connection):
             await _run(connection, migration)
     else:
+        await look_up_in(connection, theirs)
         await _run(connection, migration)
+        await look_up_in(connection, SEARCH_PATH)
     async with owner(connection):
         await connection.execute(
             "insert into howdah.migrations (source, version, name, checksum) values ($1, $2, $3, $4)",

@@ -38,11 +38,13 @@ def returned(job: Job[Any], handler: Handler, value: Any) -> Attempt:
 def failed(job: Job[Any], handler: Handler, error: BaseException) -> Attempt:
     """Give the outcome of what a handler raised: another attempt, or the end."""
     hide = hider(handler.secret, job.raw_payload)
-    hopeless = isinstance(error, (*handler.discard_for, asyncpg.ForeignKeyViolationError)) and not isinstance(
-        error, handler.retry_for
+    # By its type: what an exception says of its class, when it is asked, is the author's code again.
+    hopeless = issubclass(type(error), (*handler.discard_for, asyncpg.ForeignKeyViolationError)) and not issubclass(
+        type(error), handler.retry_for
     )
-    if isinstance(error, asyncpg.ForeignKeyViolationError) and hopeless:
-        return _dead(job, describe_error("ForeignKeyViolation", error.detail or str(error), hide=hide))
+    if hopeless and issubclass(type(error), asyncpg.ForeignKeyViolationError):
+        missing = getattr(error, "detail", None) or str(error)
+        return _dead(job, describe_error("ForeignKeyViolation", missing, hide=hide))
     if hopeless or job.attempt >= job.max_attempts:
         return _dead(job, encode_error(error, hide=hide))
     return Attempt(
@@ -91,6 +93,6 @@ def _backoff(job: Job[Any], handler: Handler) -> float:
     """Give the handler's own delay; the usual one where that fails, for the attempt's error is what counts."""
     try:
         return _seconds(handler.backoff(job.attempt))
-    except Exception as error:
+    except BaseException as error:  # sys.exit(), too
         log.warning("no delay from backoff", extra={**job_fields(job), "error": type(error).__name__})
         return backoff(job.attempt)

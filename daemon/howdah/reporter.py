@@ -12,6 +12,8 @@ import asyncpg
 from howdah.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from howdah.executor import Executor
     from howdah.job import Job
     from howdah.store import Store
@@ -21,6 +23,8 @@ log = logging.getLogger("howdah.reporter")
 INTERVAL = 1.0
 #: Before a start is written again whose row somebody held, in seconds.
 BUSY_PAUSE = 0.02
+#: The most bytes of progress in one statement, beyond those of the first: the server hangs up on a gigabyte.
+REPORT_BYTES = 8 << 20
 
 
 class Reporter:
@@ -69,7 +73,9 @@ class Reporter:
         if not jobs:
             return
         try:
-            written = await self._store.report([(job.id, job.lease, job.progress or b"null") for job in jobs])
+            written: set[int] = set()
+            for some in _portions(jobs):
+                written |= await self._store.report([(job.id, job.lease, job.progress or b"null") for job in some])
         except DatabaseUnavailableError:
             self._keep(jobs)
             raise
@@ -83,3 +89,15 @@ class Reporter:
         for job in jobs:
             if job.id in self._executor.running:
                 self._executor.report_again(job)
+
+
+def _portions(jobs: Sequence[Job[Any]]) -> Iterator[list[Job[Any]]]:
+    portion: list[Job[Any]] = []
+    room = REPORT_BYTES
+    for job in jobs:
+        room -= len(job.progress or b"")
+        if room < 0 and portion:
+            yield portion
+            portion, room = [], REPORT_BYTES - len(job.progress or b"")
+        portion.append(job)
+    yield portion

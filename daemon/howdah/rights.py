@@ -13,6 +13,8 @@ from howdah.queries import sql_folder
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+#: Where names are looked up by what runs with the rights of whoever migrates, a superuser's perhaps: nowhere that others may create.
+SEARCH_PATH = "pg_catalog, pg_temp"
 #: Go on as the schema's owner, to the end of the transaction: what is made new is then the owner's, and who migrates need only be
 #: a member. Nothing happens while there is no schema. `BE_ONESELF` undoes it.
 BE_OWNER = """do $$ begin

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from howdah.migrate import ENGINE, LOCK, find_pending, is_ahead, read_migrations
 from howdah.queries import sql_folder
-from howdah.rights import BE_ONESELF, BE_OWNER, rights_sql
+from howdah.rights import BE_ONESELF, BE_OWNER, SEARCH_PATH, rights_sql
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import asyncpg
 
     from howdah.migrate import Migration
+
+
+#: Whoever runs the text may be a superuser.
+SAFELY = f"set local search_path = {SEARCH_PATH};"
 
 
 async def migration_script(connection: asyncpg.Connection | None, *, app: Path | None, roles: bool) -> str:
@@ -27,6 +31,7 @@ async def migration_script(connection: asyncpg.Connection | None, *, app: Path |
         f"do $$ begin perform pg_advisory_xact_lock({LOCK}); end $$;",
         "-- Whoever wants a table stands behind us while we wait for it. If this ends us, run the text again.\nset local lock_timeout = '2s';",
         "set local client_min_messages = warning;",
+        SAFELY,
     ]
     for source, folder in folders.items():
         migrations = read_migrations(folder)
@@ -65,7 +70,11 @@ def _step(source: str, migration: Migration) -> str:
     text = migration.text.strip()
     if not text.endswith(";"):
         text += "\n;"
-    return head + (_as_owner(f"{text}\n\n{record}") if source == ENGINE else f"{text}\n\n{_as_owner(record)}")
+    return head + (
+        _as_owner(f"{text}\n\n{record}")
+        if source == ENGINE
+        else f"set local search_path to default;\n\n{text}\n\n{SAFELY}\n\n{_as_owner(record)}"
+    )
 
 
 def _as_owner(text: str) -> str:

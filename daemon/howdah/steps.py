@@ -63,7 +63,7 @@ class Steps:
 
     async def _begin(self, name: str) -> bytes | None:
         """Take the turn of a name, and give what was kept under it."""
-        if not isinstance(name, str) or not 1 <= len(name) <= NAME_LIMIT or "\0" in name:
+        if not isinstance(name, str) or not 1 <= len(name) <= NAME_LIMIT or "\0" in name or not _has_utf8(name):
             raise StepError(str(name)[:NAME_LIMIT], f"a step's name is a text of 1 to {NAME_LIMIT} characters")
         await self._turns.setdefault(name, asyncio.Lock()).acquire()
         try:
@@ -106,6 +106,14 @@ class Steps:
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def _has_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 async def _result_of(value: Awaitable[T]) -> T:

@@ -169,16 +169,17 @@ class Store:
         )
         return set() if len(rows) == len(ids) else set(ids).difference(row[0] for row in rows)
 
-    async def ack_completed(self, attempts: Sequence[Attempt], *, keep: bool) -> set[int]:
+    async def ack_completed(self, attempts: Sequence[Attempt], *, keep: bool) -> set[int] | None:
         """Write completions that bring a result at most; gives the ids that were not written now.
 
-        Raises asyncpg.LockNotAvailableError, and has written nothing, if somebody else holds one of the rows.
+        None: somebody else holds one of the rows, and nothing was written.
         """
         ids, leases, _, results, _, _, starts, ends, _ = zip(*attempts, strict=True)
         now = monotonic()
         ages = [now - start for start in starts]
         runs = [end - start for start, end in zip(starts, ends, strict=True)]
-        return set((await self._line.fetch(SQL["ack_completed"], ids, leases, results, ages, runs, keep))[0][0])
+        left = (await self._line.fetch(SQL["ack_completed"], ids, leases, results, ages, runs, keep))[0][0]
+        return None if left is None else set(left)
 
     async def ack_fate(
         self, attempts: Sequence[Attempt | Job[Any]], sent_before: Sequence[bool], *, keep: bool

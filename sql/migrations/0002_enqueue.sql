@@ -46,6 +46,8 @@ select case
     then array['JB002', format('subject has %s characters', length(subject)), '1 to 500']
   when jsonb_typeof(headers) <> 'object'
     then array['JB002', format('headers must be a JSON object, not %s', jsonb_typeof(headers)), 'pass jsonb_build_object(…)']
+  when octet_length(headers::text) > 65536
+    then array['JB002', format('headers have %s bytes, more than 64 KiB', octet_length(headers::text)), 'data belongs into the payload']
   when cardinality(depends_on) > 1000
     then array['JB002', format('depends_on names %s jobs', cardinality(depends_on)), 'at most 1000; for more, a batch']
   when array_position(depends_on, null) is not null

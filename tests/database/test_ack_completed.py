@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 from support.jobs import Held, ack, claim, claim_one, completed, ended, enqueue, live, register, retried
 
 if TYPE_CHECKING:
+    import asyncpg
     from conftest import Connect
 
 #: What differs between two jobs that are alike.
@@ -22,10 +22,10 @@ async def ack_completed(
     age: float | None = None,
     result: Any = None,
     keep: bool = True,
-) -> list[int]:
+) -> list[int] | None:
     """Write completions; gives the ids that were left."""
     count = len(jobs)
-    left: list[int] = await connection.fetchval(
+    left: list[int] | None = await connection.fetchval(
         "select howdah.ack_completed($1, $2, $3::text[]::jsonb[], $4, $5, $6)",
         [job.id for job in jobs],
         [job.lease for job in jobs],
@@ -99,7 +99,7 @@ async def test_an_old_lease_and_a_job_that_is_gone_are_left(connection: asyncpg.
     current, stale, gone = await claim(connection)
     await connection.execute("update howdah.jobs set lease = lease + 1 where id = $1", stale.id)
     await ack(connection, completed(gone))
-    assert set(await ack_completed(connection, stale, current, gone)) == {stale.id, gone.id}
+    assert set(await ack_completed(connection, stale, current, gone) or []) == {stale.id, gone.id}
     assert (await live(connection, stale.id) or {})["lease"] == stale.lease + 1
     assert await ended(connection, current.id) is not None
     assert await ack_completed(connection, current) == [current.id]
@@ -114,7 +114,7 @@ async def test_without_history_the_row_just_goes(connection: asyncpg.Connection)
     assert await ended(connection, job.id) is None
 
 
-async def test_a_row_that_somebody_holds_makes_it_fail_within_a_moment_and_nothing_is_written(
+async def test_a_row_that_somebody_holds_makes_it_give_up_within_a_moment_and_nothing_is_written(
     connection: asyncpg.Connection, connect: Connect
 ) -> None:
     for _ in range(3):
@@ -124,8 +124,7 @@ async def test_a_row_that_somebody_holds_makes_it_fail_within_a_moment_and_nothi
     async with other.transaction():
         await other.execute("select from howdah.jobs where id = $1 for update", jobs[1].id)
         # Were it to wait, this would: nobody else lets the row go.
-        with pytest.raises(asyncpg.LockNotAvailableError):
-            await ack_completed(connection, *jobs)
+        assert await ack_completed(connection, *jobs) is None
         assert await connection.fetchval("select count(*) from howdah.jobs") == 3
     assert await ack_completed(connection, *jobs) == []
 

@@ -101,7 +101,7 @@ async def test_every_command_says_that_the_schema_is_missing(bare: Database, arg
         ("nothing listens", FAILED, "no database answers at 127.0.0.1:1: connection refused"),
         ("no such host", FAILED, "no database answers at nowhere.invalid"),
         ("no address", CONFIGURATION, "HOWDAH_DATABASE_URL: must begin with postgresql://"),
-        ("no port", CONFIGURATION, "HOWDAH_DATABASE_URL: Port could not be cast"),
+        ("no port", CONFIGURATION, "HOWDAH_DATABASE_URL: cannot be read"),
         ("strange option", CONFIGURATION, "HOWDAH_DATABASE_URL: `sslmode`"),
         ("no such database", CONFIGURATION, 'HOWDAH_DATABASE_URL: database "nowhere" does not exist'),
         ("wrong password", CONFIGURATION, "HOWDAH_DATABASE_URL: password authentication failed"),

@@ -7,6 +7,7 @@ import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from support.eventually import aeventually
 from support.facts import end_of, is_empty, make_runs, runs, state_of
 from support.jobs import enqueue, enqueue_many, status
@@ -14,6 +15,7 @@ from support.jobs import enqueue, enqueue_many, status
 if TYPE_CHECKING:
     import asyncpg
     from conftest import StartDaemon
+    from support.figures import Figures
 
 
 # -- where handlers run ------------------------------------------------------------------------------------------------
@@ -160,8 +162,11 @@ async def plain(job: Job): return job.payload
 """
 
 
+@pytest.mark.fault(
+    "Data", "results with NUL, half surrogates, NaN, of 3 MB, nested without end, no JSON at all", "mended, or a stub that says so; its batch is kept"
+)  # fmt: skip
 async def test_a_result_that_cannot_be_stored_becomes_one_that_can_and_its_batch_is_kept(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     odd = (
         "nul",
@@ -198,6 +203,7 @@ async def test_a_result_that_cannot_be_stored_becomes_one_that_can_and_its_batch
     assert results["set"] == [1]
     assert results["keys"] == {"1": "one", "null": "none"}
     assert sorted(row["result"]["n"] for row in ended.values() if row["kind"] == "plain") == list(range(200))
+    figures.jobs, figures.faults = len(rows), len(odd)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -273,8 +279,11 @@ WRONG_WAYS = (
 )  # fmt: skip
 
 
+@pytest.mark.fault(
+    "Data", "handlers that raise SystemExit, StopIteration and groups, or return delays that make no sense", "their job ends; the worker goes on"
+)  # fmt: skip
 async def test_whatever_a_handler_raises_or_returns_its_job_ends_and_the_daemon_goes_on(
-    daemon: StartDaemon, connection: asyncpg.Connection
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
 ) -> None:
     worker = await daemon(WRONG)
     plain = [{"kind": "plain"} for _ in range(100)]
@@ -314,6 +323,7 @@ async def test_whatever_a_handler_raises_or_returns_its_job_ends_and_the_daemon_
     assert states["wrong backoff", None] == "retrying"
     assert states["nan backoff", None] == "retrying"
     assert worker.process.poll() is None
+    figures.jobs, figures.faults = len(plain) + len(wrong), len(wrong)
 
 
 async def test_a_payload_that_does_not_validate_is_dead_at_once_naming_the_field_and_not_its_value(

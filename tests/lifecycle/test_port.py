@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
 from support.eventually import aeventually
 from support.facts import RECORD, end_of, make_runs, runs
 from support.jobs import enqueue, enqueue_many
@@ -155,6 +156,9 @@ async def test_queue_health_and_stats_tell_what_is_in_the_database(
     assert (await worker.get("/nothing"))[0] == 404
 
 
+@pytest.mark.fault(
+    "Security", "the port open to others, no token or a wrong one", "health and metrics answer, figures of jobs do not"
+)
 async def test_on_an_open_address_stats_need_the_token_and_health_and_metrics_do_not(daemon: StartDaemon) -> None:
     worker = await daemon(http_host="0.0.0.0", admin_token="s3cret")
     worker.address = worker.address.replace("0.0.0.0", "127.0.0.1")

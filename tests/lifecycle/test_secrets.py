@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from support.eventually import aeventually
 from support.facts import end_of
 from support.jobs import enqueue
@@ -65,6 +66,11 @@ async def commit(job: Job, connection: asyncpg.Connection) -> Any:
 """
 
 
+@pytest.mark.fault(
+    "Security",
+    "secret fields in errors of every sort, refusals of PostgreSQL among them",
+    "*** in their place, everywhere",
+)
 async def test_a_secret_fields_value_is_shown_nowhere(daemon: StartDaemon, connection: asyncpg.Connection) -> None:
     await connection.execute(
         """create table public.parents (token text primary key);

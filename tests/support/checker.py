@@ -44,10 +44,10 @@ begin
     values (case tg_op when 'INSERT' then 'created' when 'DELETE' then 'gone'
               else case when new.lease is distinct from old.lease and new.lease is not null then 'claimed'
                         when new.lease is distinct from old.lease then 'given back' else 'moved' end end,
-            coalesce(new.id, old.id), to_jsonb(coalesce(new, old)) - 'payload');
+            coalesce(new.id, old.id), to_jsonb(coalesce(new, old)) - 'payload' - 'headers');
   else
     insert into public.audit (event, job_id, row)
-    values (case tg_op when 'INSERT' then 'ended' else 'history changed' end, coalesce(new.id, old.id), to_jsonb(coalesce(new, old)) - 'payload');
+    values (case tg_op when 'INSERT' then 'ended' else 'history changed' end, coalesce(new.id, old.id), to_jsonb(coalesce(new, old)) - 'payload' - 'headers');
   end if;
   return null;
 end $$;

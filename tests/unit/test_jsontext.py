@@ -58,6 +58,9 @@ def _is_clean(value: Any) -> bool:
     return True
 
 
+@pytest.mark.fault(
+    "Data", "any value that a handler can return, made up by the hundred", "it becomes JSON that can be stored"
+)
 @given(values)
 def test_every_value_becomes_json_that_can_be_stored(value: Any) -> None:
     assert is_storable(encode(value))

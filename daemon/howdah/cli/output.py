@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
-import orjson
+
+from howdah.anyjson import write_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ PATIENCE = 1.0
 
 def emit(value: Any) -> None:
     """Print one JSON object on a line of its own; durations are seconds."""
-    text = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+    text = write_fields(value, default=_plain).decode()
     click.echo(_HOSTILE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

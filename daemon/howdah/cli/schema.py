@@ -102,7 +102,10 @@ def check(*, embedded: bool, **flags: Any) -> None:
 async def _migrate(connection: asyncpg.Connection, app: Path | None, check: bool, roles: bool) -> list[str]:  # noqa: FBT001  # handed through as they are
     step = pending_migrations if check else partial(apply_migrations, roles=roles)
     names = await step(connection)
-    return names + (await step(connection, source="app", folder=app) if app is not None else [])
+    if app is None:
+        return names
+    await connection.execute("reset search_path")  # the application's own SQL looks names up as its author does
+    return names + await step(connection, source="app", folder=app)
 
 
 def _script(config: Config, flags: dict[str, Any], app: Path | None, *, roles: bool) -> str:

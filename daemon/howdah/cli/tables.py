@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from howdah.anyjson import write
 from howdah.cli.words import ago, clock, counted, duration, listed, one_line, safe
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def state_text(state: str) -> Text:
 
 def json_text(value: Any, *, indent: bool = False) -> str:
     """Give the JSON of a value as text."""
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else None).decode()
+    return write(value, option=orjson.OPT_INDENT_2 if indent else None).decode()
 
 
 def _facts(row: Row, now: datetime) -> Iterable[tuple[str, str]]:
