@@ -35,6 +35,8 @@ declare
       is_idle               .         X       X       X
       depth                 .         X       X       X
       fronts                .         X       X       X
+      failing               .         X       X       X
+      limit_lines           .         X       X       X
 
       cancel                .         .       .       X
       cancel_subject        .         .       .       X

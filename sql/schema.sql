@@ -1949,6 +1949,17 @@ begin
   return 'its limits have room, and it starts when a slot of its queue is free.';
 end $$;
 
+-- The kinds whose jobs have failed and wait to be tried again, among the first `count` that are due: how many (`cut`: there may be more), the error that most of
+-- them met, and in how many seconds the next is tried.
+create function howdah.failing(count int default 5000) returns table (kind text, jobs bigint, cut boolean, error text, next_in float8)
+language sql stable security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+with due as materialized (
+  select j.kind, j.attempt, j.errors, j.due_at from howdah.jobs j where j.due_at < 'infinity' order by j.due_at limit failing.count)
+select d.kind, count(*), (select count(*) from due) >= failing.count, mode() within group (order by howdah.last_error(d.errors)),
+  greatest(extract(epoch from min(d.due_at) - clock_timestamp()), 0)::float8
+from due d where d.attempt > 0 and d.errors is not null group by d.kind order by count(*) desc, d.kind $$;
+
 -- Many jobs of one kind with the same arguments: what a fan-out or an import calls. Gives their ids in the order of the payloads.
 --
 -- It costs half of what enqueue_many does because everything but the payloads is checked once. There are no unique keys here: with
@@ -2538,6 +2549,35 @@ begin
   end if;
   return opened;
 end $$;
+
+-- How full the limits are: how many run under each, how many wait in its lines and for how long the oldest of these has, in seconds. At most `count`
+-- jobs of a line and 200 lines of a pattern are counted, which `cut` tells: the price does not grow with what waits.
+create function howdah.limit_lines(count int default 1000)
+returns table (name text, concurrency int, rate float8, burst int, set_at timestamptz, keys bigint, running bigint, waiting bigint, cut boolean, oldest float8)
+language sql stable security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+with recursive line as (
+  select l.name, first.gate, 1 as place from howdah.limits l cross join lateral (
+    select j.gate from howdah.jobs j where j.gate >= rtrim(l.name, '*') and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) first
+  union all
+  select line.name, next.gate, line.place + 1 from line cross join lateral (
+    select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next
+  where right(line.name, 1) = '*' and starts_with(line.gate, left(line.name, -1)) and line.place < 200),
+mine as materialized (
+  select line.* from line where case when right(line.name, 1) = '*' then (howdah.limit_for(line.gate)).name = line.name else line.gate = line.name end),
+waiting as materialized (
+  select mine.name, sum(w.jobs)::bigint as jobs, bool_or(w.jobs >= limit_lines.count or mine.place >= 200) as cut, min(w.ready_at) as ready_at
+  from mine cross join lateral (
+    select count(*) as jobs, min(few.ready_at) as ready_at from (
+      select j.ready_at from howdah.jobs j where j.gate = mine.gate and j.due_at is null and not j.suspect
+      order by j.gate, j.queue, (10 - j.priority), j.id limit limit_lines.count) few) w
+  group by mine.name),
+held as materialized (
+  select (howdah.limit_for(h.key)).name, count(distinct h.key) as keys, count(*) as running from howdah.holds h group by 1)
+select l.name, l.concurrency, l.rate, l.burst, l.set_at, coalesce(h.keys, 0), coalesce(h.running, 0), coalesce(w.jobs, 0), coalesce(w.cut, false),
+  greatest(extract(epoch from clock_timestamp() - w.ready_at), 0)::float8
+from howdah.limits l left join held h on h.name = l.name left join waiting w on w.name = l.name
+order by l.name $$;
 
 -- Schedules: jobs that are made by themselves, at the slots of a cron expression in a time zone.
 --

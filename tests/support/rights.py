@@ -34,6 +34,8 @@ FUNCTIONS: dict[str, set[str]] = {
     "is_idle": READERS,
     "depth": READERS,
     "fronts": READERS,
+    "failing": READERS,
+    "limit_lines": READERS,
     "lanes": set(),
     "cancel": ADMIN,
     "cancel_subject": ADMIN,

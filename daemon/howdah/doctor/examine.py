@@ -31,9 +31,11 @@ EXAMINATIONS: dict[str, Examination] = {
     "workers": work.examine_workers,
     "paused": work.examine_paused,
     "queues": work.examine_ready,
+    "limits": work.examine_limits,
     "orphans": work.examine_orphans,
     "schedules": schedules.examine_schedules,
     "stuck": work.examine_stuck,
+    "failing": work.examine_failing,
     "dead": work.examine_dead,
 }
 
