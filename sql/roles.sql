@@ -37,6 +37,7 @@ declare
       fronts                .         X       X       X
       failing               .         X       X       X
       limit_lines           .         X       X       X
+      lacks                 .         X       X       X
 
       cancel                .         .       .       X
       cancel_subject        .         .       .       X
@@ -82,6 +83,9 @@ declare
       fire_schedule         .         X       .       .
       make_partitions       .         X       .       .
       drop_partitions       .         X       .       .
+      try_lock              .         X       .       .
+      take_lock             .         X       .       .
+      notify                .         X       .       .
       wake                  .         X       .       .
       wake_all              .         X       .       .
       claim_limited         .         X       .       .
@@ -114,6 +118,7 @@ declare
       kinds                 .         r       r       r
       schedules             .         rw      .       r
       settings              .         r       r       rw
+      locks                 .         rw      .       .
       migrations            .         r       r       r
   ';
   head  constant text[] := regexp_split_to_array(trim(split_part(matrix, e'\n', 2)), '\s+');

@@ -42,9 +42,64 @@ create table howdah.settings (
   singleton          boolean primary key default true check (singleton),
   strict_kinds       boolean not null default false,     -- true: a kind that was never registered is refused
   min_worker_version text    not null default '0.1.0',   -- a worker older than this refuses to run, exit 78
-  limited            boolean not null default false      -- some kind or queue has a limit, see 0012
+  limited            boolean not null default false,     -- some kind or queue has a limit, see 0012
+  advisory_locks     boolean not null default true,      -- false: the server has none, so rows of howdah.locks are locked instead
+  notifications      boolean not null default true       -- false: the server has none, so nobody is told; workers find all by polling
 );
 insert into howdah.settings default values;
+
+-- Rows to be locked where the server has no advisory locks. Nothing is ever written here.
+create table howdah.locks (
+  slot int primary key
+);
+insert into howdah.locks select generate_series(0, 4095);
+
+-- Which of the things that PostgreSQL's kin often lack do not work here, for this login: tried, for some have the names and nothing behind them.
+create function howdah.lacks() returns text[] language plpgsql as $$
+declare
+  missing text[] := '{}';
+begin
+  begin
+    if not pg_try_advisory_xact_lock(7316042, pg_backend_pid())
+       or not exists (select from pg_locks l where l.locktype = 'advisory' and l.classid = 7316042 and l.objid = pg_backend_pid()) then
+      missing := missing || 'advisory_locks'::text;
+    end if;
+  exception when undefined_function or undefined_table or feature_not_supported or insufficient_privilege then
+    missing := missing || 'advisory_locks'::text;
+  end;
+  begin
+    perform pg_notify('howdah_control', 'echo nobody');
+  exception when read_only_sql_transaction then null;   -- a standby
+  when undefined_function or feature_not_supported or insufficient_privilege then
+    missing := missing || 'notifications'::text;
+  end;
+  return missing;
+end $$;
+
+-- Tries a lock that holds to the end of the transaction, and tells whether it is ours. A statement of its own, so that the next one sees what the
+-- holder before has committed. Rows instead of advisory locks: two keys may share a row, which looks like somebody else at work.
+create function howdah.try_lock(class int, key int) returns boolean language plpgsql as $$
+begin
+  if (select s.advisory_locks from howdah.settings s) then return pg_try_advisory_xact_lock(class, key); end if;
+  perform from howdah.locks l where l.slot = case class when 7316042 then key else 8 + (key & 2147483647) % 4088 end for update skip locked;
+  return found;
+end $$;
+
+-- Takes such a lock, waiting no longer than lock_timeout.
+create function howdah.take_lock(class int, key int) returns void language plpgsql as $$
+begin
+  if (select s.advisory_locks from howdah.settings s) then
+    perform pg_advisory_xact_lock(class, key);
+  else
+    perform from howdah.locks l where l.slot = key for update;
+  end if;
+end $$;
+
+-- Tells whoever listens, where the server can.
+create function howdah.notify(channel text, word text) returns void language plpgsql as $$
+begin
+  if (select s.notifications from howdah.settings s) then perform pg_notify(channel, word); end if;
+end $$;
 
 -- The live jobs.
 -- No index may ever name lease, leased_by, claimed_at, started_at, attempt, state or progress: claims are heap-only
@@ -448,13 +503,13 @@ end $$;
 create function howdah.wake(queue text) returns void language plpgsql as $$
 begin
   if exists (select from howdah.workers w where w.sleeps and wake.queue = any (w.queues)) then
-    perform pg_notify('howdah', queue);
+    perform howdah.notify('howdah', queue);
   end if;
 end $$;
 
 -- Wakes every worker that sleeps: for calls that touch many queues at once.
 create function howdah.wake_all() returns void language sql as $$
-select pg_notify('howdah', q.name) from (select distinct unnest(w.queues) as name from howdah.workers w where w.sleeps) q $$;
+select howdah.notify('howdah', q.name) from (select distinct unnest(w.queues) as name from howdah.workers w where w.sleeps) q $$;
 
 -- One job, in the caller's transaction. A live job (queued or running) with the same unique_key: `skip` gives its id and
 -- created = false; `replace` gives a queued one the new payload, time and priority, and leaves a running one alone;
@@ -541,7 +596,7 @@ begin
     if due is null then
       perform howdah.wake(queue);
     elsif due <= (select j.due_at from howdah.jobs j where j.due_at is not null order by j.due_at limit 1) then
-      perform pg_notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
+      perform howdah.notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
     end if;
   end if;
 end $$;
@@ -627,7 +682,7 @@ begin
   order by 1;
 
   perform howdah.wake_all();
-  if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform pg_notify('howdah_control', 'due'); end if;
+  if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform howdah.notify('howdah_control', 'due'); end if;
 end $$;
 
 -- One event for the coalescing: all events of a kind and key that are committed within `delay` of the first become one
@@ -658,7 +713,7 @@ begin
   if problem[2] is not null then perform howdah.refuse(problem); end if;
 
   if due < coalesce((select e.due_at from howdah.events e order by e.due_at limit 1), 'infinity') then
-    perform pg_notify('howdah_control', 'due');
+    perform howdah.notify('howdah_control', 'due');
   end if;
   insert into howdah.events (due_at, priority, kind, key, queue, subject, payload)
   values (due, enqueue_coalesced.priority, enqueue_coalesced.kind, enqueue_coalesced.key, enqueue_coalesced.queue, enqueue_coalesced.subject, enqueue_coalesced.payload);
@@ -941,7 +996,7 @@ declare
   queues text[];
 begin
   made := 0;
-  if not pg_try_advisory_xact_lock(7316042, 1) then return; end if;
+  if not howdah.try_lock(7316042, 1) then return; end if;
   with ripe as materialized (
     select e.kind, e.key from howdah.events e where e.due_at <= now() group by e.kind, e.key
     order by min(e.due_at) limit coalesce_events.count),
@@ -1021,7 +1076,7 @@ begin
     return next;
   end loop;
   if found then
-    perform howdah.wake_all(), pg_notify('howdah_control', 'suspects');
+    perform howdah.wake_all(), howdah.notify('howdah_control', 'suspects');
   end if;
 end $$;
 
@@ -1035,7 +1090,7 @@ declare
   name  text;
 begin
   begin
-    perform pg_advisory_xact_lock(7316042, 2);     -- two makers would wait for each other's names
+    perform howdah.take_lock(7316042, 2);     -- two makers would wait for each other's names
   exception when lock_not_available then           -- the other one's work counts once it is committed
     return (select coalesce(min(n), ahead + 1) from generate_series(0, ahead) n
             where to_regclass(format('howdah.job_history_%s', to_char(today + n, 'YYYYMMDD'))) is null);
@@ -1157,7 +1212,7 @@ begin
   end if;
   if not exists (select from howdah.dependencies d where d.job_id = depend.job_id) then return false; end if;
   update howdah.jobs j set due_at = 'infinity' where j.id = depend.job_id;
-  perform pg_notify('howdah_control', 'settle');   -- heard after the commit: one of them may have ended before it
+  perform howdah.notify('howdah_control', 'settle');   -- heard after the commit: one of them may have ended before it
   return true;
 end $$;
 
@@ -1177,7 +1232,7 @@ begin
     unique_key => create_batch.unique_key, on_conflict => 'error', subject => create_batch.subject, headers => create_batch.headers) e;
   update howdah.jobs j set due_at = 'infinity', ready_at = j.created_at where j.id = batch;
   insert into howdah.batches values (batch);
-  perform pg_notify('howdah_control', 'settle');   -- heard after the commit: it may be empty, or over already
+  perform howdah.notify('howdah_control', 'settle');   -- heard after the commit: it may be empty, or over already
   return batch;
 end $$;
 
@@ -1216,7 +1271,7 @@ begin
     gone as (
       delete from howdah.waiters w using free where w.ctid = free.at returning w.job_id)
     select array_agg(distinct g.job_id) into heard from gone g;
-    perform pg_notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
+    perform howdah.notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
   end if;
 
   if exists (select from howdah.dependencies d where d.depends_on = any (note_ended.ids) and d.outcome is null) then
@@ -1249,7 +1304,7 @@ begin
     end loop;
   end if;
   if passed or not acts and (waiting is not null or groups is not null) then
-    perform pg_notify('howdah_control', 'settle');  -- heard after the commit, by somebody who can see all of it
+    perform howdah.notify('howdah_control', 'settle');  -- heard after the commit, by somebody who can see all of it
   end if;
 end $$;
 
@@ -1290,7 +1345,7 @@ begin
     returning j.queue, j.due_at)
   select array_agg(distinct f.queue) filter (where f.due_at is null), bool_or(f.due_at is not null) into queues, later from free f;
   perform howdah.wake(q.name) from unnest(queues) q(name);
-  if later then perform pg_notify('howdah_control', 'due'); end if;
+  if later then perform howdah.notify('howdah_control', 'due'); end if;
   delete from howdah.dependencies d using (               -- what somebody held when their job was cancelled
     select d.ctid as at from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null
       and not exists (select from howdah.jobs j where j.id = d.job_id) for update skip locked) old where d.ctid = old.at;
@@ -1342,7 +1397,7 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     perform howdah.refuse(array['JB002', 'howdah.settle must see what has just been committed', 'call it at isolation level read committed']);
   end if;
-  if not pg_try_advisory_xact_lock(7316042, 3) then
+  if not howdah.try_lock(7316042, 3) then
     next_in := 1;                                    -- whoever is at it may have looked too early for us, or die
     return;
   end if;
@@ -1465,7 +1520,7 @@ begin
   end if;
   if exists (select from howdah.jobs j where j.id = job_id) then
     insert into howdah.signals (job_id, signal, by, reason) values (job_id, 'cancel', by, reason);
-    perform pg_notify('howdah_control', 'cancel');
+    perform howdah.notify('howdah_control', 'cancel');
     return 'running';
   end if;
   select h.state into ended from howdah.job_history h where h.id = job_id;
@@ -1496,7 +1551,7 @@ begin
   insert into howdah.signals (job_id, signal, by, reason)
   select j.id, 'cancel', by, reason from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is not null;
   get diagnostics told = row_count;
-  if told > 0 then perform pg_notify('howdah_control', 'cancel'); end if;
+  if told > 0 then perform howdah.notify('howdah_control', 'cancel'); end if;
   return ended + told;
 end $$;
 
@@ -1562,7 +1617,7 @@ begin
   if not found then
     perform howdah.refuse(array['JB007', format('job %s is not queued', job_id), 'only a queued job can be moved']);
   end if;
-  if due is null then perform howdah.wake(queue); else perform pg_notify('howdah_control', 'due'); end if;
+  if due is null then perform howdah.wake(queue); else perform howdah.notify('howdah_control', 'due'); end if;
 end $$;
 
 -- Stops the claims of a queue; what runs goes on. Claims look at this themselves, so it holds from the commit on.
@@ -1575,7 +1630,7 @@ on conflict (name) do update set paused_at = coalesce(q.paused_at, excluded.paus
 create function howdah.resume(queue text) returns void
 language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 update howdah.queues q set paused_at = null, paused_by = null where q.name = resume.queue;
-select pg_notify('howdah', resume.queue) $$;
+select howdah.notify('howdah', resume.queue) $$;
 
 -- The worker's side for any language: claim, start, complete (0003), fail, release, beat. The same fence and the same
 -- rescue as for the daemon's own workers; promotion and rescue are done by the daemon, of which at least one has to run.
@@ -1749,7 +1804,7 @@ begin
     array[age], array[age], array[null::jsonb], coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off');
   select s.state into state from howdah.job_status s where s.id = job.id;
   if state = 'ready' then perform howdah.wake(job.queue); end if;
-  if state in ('retrying', 'scheduled') then perform pg_notify('howdah_control', 'due'); end if;
+  if state in ('retrying', 'scheduled') then perform howdah.notify('howdah_control', 'due'); end if;
   return coalesce(state, 'dead');
 end $$;
 
@@ -2030,7 +2085,7 @@ begin
   from unnest(payloads) p(payload)
   returning j.id;
 
-  if due is null then perform howdah.wake(queue); else perform pg_notify('howdah_control', 'due'); end if;
+  if due is null then perform howdah.wake(queue); else perform howdah.notify('howdah_control', 'due'); end if;
 end $$;
 
 -- Whether nothing of this subject, kind and queue (null: any) is queued or runs. What is scheduled for later is queued, and so
@@ -2169,7 +2224,7 @@ create function howdah.open_gate() returns trigger language plpgsql as $$
 begin
   if not exists (select from howdah.openings o where o.key = new.gate and o.queue = new.queue and o.tokens = 0 and o.xmin = pg_current_xact_id()::xid) then
     insert into howdah.openings (key, queue) values (new.gate, new.queue);
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
   end if;
   return null;
 end $$;
@@ -2199,9 +2254,9 @@ begin
     stirs := true;
   end if;
   if stirs then
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
     if exists (select from howdah.jobs j where j.due_at is null and j.suspect and j.gate is not null) then
-      perform pg_notify('howdah_control', 'suspects');
+      perform howdah.notify('howdah_control', 'suspects');
     end if;
   end if;
   return null;
@@ -2226,7 +2281,7 @@ declare
   filled   timestamptz;
 begin
   foreach name in array keys loop
-    if not pg_try_advisory_xact_lock(7316043, hashtext(name)) then
+    if not howdah.try_lock(7316043, hashtext(name)) then
       blocked := '';
       return;
     end if;
@@ -2318,7 +2373,7 @@ begin
       select o.* from howdah.openings o where o.queue = q.queue and o.open_at <= clock_timestamp() order by o.open_at limit looks for update skip locked) o
     group by o.key order by min(o.open_at)
   loop
-    if not pg_try_advisory_xact_lock(7316043, hashtext(spot.key)) then
+    if not howdah.try_lock(7316043, hashtext(spot.key)) then
       busy := true;
       continue;
     end if;
@@ -2483,7 +2538,7 @@ with recursive line as (
     select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next
   where starts_with(line.gate, prefix) and not whole)
 insert into howdah.openings (key) select l.gate from line l where starts_with(l.gate, prefix) and (l.gate = prefix or not whole);
-select pg_notify('howdah_control', 'limits') $$;
+select howdah.notify('howdah_control', 'limits') $$;
 
 -- Sets what holds for a key or a pattern (`chat:*`), from the commit on: how many may run at once, how many may start in a second
 -- and how many of these at one moment. Null: any number. What runs goes on; nothing new starts until the key is below the new limit.
@@ -2543,9 +2598,9 @@ begin
   get diagnostics opened = row_count;
   delete from howdah.buckets b where b.key in (
     select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
-    and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
+    and howdah.try_lock(7316043, hashtext(b.key));
   if opened > 0 then
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
   end if;
   return opened;
 end $$;
@@ -2675,7 +2730,7 @@ begin
   if made is null then
     perform howdah.refuse(array['JB007', format('schedule %L is declared by a handler', name), 'choose another name, or change the declaration']);
   end if;
-  perform pg_notify('howdah_control', 'due');
+  perform howdah.notify('howdah_control', 'due');
   return made;
 end $$;
 
@@ -2723,7 +2778,7 @@ begin
   update howdah.schedules s set paused_at = null, paused_by = null, version = s.version + 1, problem = null, problem_at = null, next_at = null,
     done_until = greatest(s.done_until, clock_timestamp())
     where s.name = resume_schedule.name and s.paused_at is not null;
-  perform pg_notify('howdah_control', 'due');
+  perform howdah.notify('howdah_control', 'due');
   return was is not null;
 end $$;
 
@@ -2760,7 +2815,7 @@ begin
         is distinct from (excluded.payload, excluded.cron, excluded.time_zone, excluded.missed, excluded.overlap, excluded.jitter)
       returning 1)
     select array_agg(g.name) into taken from given g join howdah.schedules s on s.name = g.name and not s.declared;
-    perform pg_notify('howdah_control', 'due');
+    perform howdah.notify('howdah_control', 'due');
   end if;
   return coalesce(taken, '{}');
 end $$;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 ENGINE = "howdah"
 # One lock for every source: an application's migration may need the engine's schema to stand still.
 LOCK = 7316042
+#: What a server says that has no such thing, or not for this login.
+LACKING = (asyncpg.UndefinedFunctionError, asyncpg.FeatureNotSupportedError, asyncpg.InsufficientPrivilegeError)
+#: Has the schema do without what the server lacks. Whoever has switched something off keeps it so.
+ADAPT = """update howdah.settings s
+set advisory_locks = s.advisory_locks and not 'advisory_locks' = any (l.missing), notifications = s.notifications and not 'notifications' = any (l.missing)
+from (select howdah.lacks() as missing) l
+where s.advisory_locks and 'advisory_locks' = any (l.missing) or s.notifications and 'notifications' = any (l.missing)"""
 _FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
 
@@ -52,13 +59,15 @@ async def migrate(
     migrations = read_migrations(folder or sql_folder() / "migrations")
     async with connection.transaction():
         # Before the first look: whoever waits here must see what the one before has done.
-        await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
+        await _lock(connection)
         applied = await _applied(connection, source)
         pending = _pending(migrations, applied)
         for migration in pending:
             await _apply(connection, source, migration)
         if source == ENGINE and not await is_ahead(connection, folder):
             await apply_rights(connection, roles=roles)
+            async with owner(connection):
+                await connection.execute(ADAPT)
     return [migration.name for migration in pending]
 
 
@@ -96,6 +105,13 @@ def read_migrations(folder: Path) -> list[Migration]:
     if not found:
         raise MigrationError(1, f"{folder} holds no migrations")
     return found
+
+
+async def _lock(connection: asyncpg.Connection) -> None:
+    """Keep other migrations out, where the server can: where it cannot, the second of two fails and leaves everything as it was."""
+    with suppress(*LACKING):
+        async with connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
 
 
 async def _applied(connection: asyncpg.Connection, source: str) -> dict[int, str]:

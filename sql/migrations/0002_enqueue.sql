@@ -98,13 +98,13 @@ end $$;
 create function howdah.wake(queue text) returns void language plpgsql as $$
 begin
   if exists (select from howdah.workers w where w.sleeps and wake.queue = any (w.queues)) then
-    perform pg_notify('howdah', queue);
+    perform howdah.notify('howdah', queue);
   end if;
 end $$;
 
 -- Wakes every worker that sleeps: for calls that touch many queues at once.
 create function howdah.wake_all() returns void language sql as $$
-select pg_notify('howdah', q.name) from (select distinct unnest(w.queues) as name from howdah.workers w where w.sleeps) q $$;
+select howdah.notify('howdah', q.name) from (select distinct unnest(w.queues) as name from howdah.workers w where w.sleeps) q $$;
 
 -- One job, in the caller's transaction. A live job (queued or running) with the same unique_key: `skip` gives its id and
 -- created = false; `replace` gives a queued one the new payload, time and priority, and leaves a running one alone;
@@ -191,7 +191,7 @@ begin
     if due is null then
       perform howdah.wake(queue);
     elsif due <= (select j.due_at from howdah.jobs j where j.due_at is not null order by j.due_at limit 1) then
-      perform pg_notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
+      perform howdah.notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
     end if;
   end if;
 end $$;
@@ -277,7 +277,7 @@ begin
   order by 1;
 
   perform howdah.wake_all();
-  if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform pg_notify('howdah_control', 'due'); end if;
+  if jobs @? '$[*] ? (exists(@.run_at) || exists(@.delay))' then perform howdah.notify('howdah_control', 'due'); end if;
 end $$;
 
 -- One event for the coalescing: all events of a kind and key that are committed within `delay` of the first become one
@@ -308,7 +308,7 @@ begin
   if problem[2] is not null then perform howdah.refuse(problem); end if;
 
   if due < coalesce((select e.due_at from howdah.events e order by e.due_at limit 1), 'infinity') then
-    perform pg_notify('howdah_control', 'due');
+    perform howdah.notify('howdah_control', 'due');
   end if;
   insert into howdah.events (due_at, priority, kind, key, queue, subject, payload)
   values (due, enqueue_coalesced.priority, enqueue_coalesced.kind, enqueue_coalesced.key, enqueue_coalesced.queue, enqueue_coalesced.subject, enqueue_coalesced.payload);

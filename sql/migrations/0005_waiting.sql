@@ -43,7 +43,7 @@ begin
   end if;
   if not exists (select from howdah.dependencies d where d.job_id = depend.job_id) then return false; end if;
   update howdah.jobs j set due_at = 'infinity' where j.id = depend.job_id;
-  perform pg_notify('howdah_control', 'settle');   -- heard after the commit: one of them may have ended before it
+  perform howdah.notify('howdah_control', 'settle');   -- heard after the commit: one of them may have ended before it
   return true;
 end $$;
 
@@ -63,7 +63,7 @@ begin
     unique_key => create_batch.unique_key, on_conflict => 'error', subject => create_batch.subject, headers => create_batch.headers) e;
   update howdah.jobs j set due_at = 'infinity', ready_at = j.created_at where j.id = batch;
   insert into howdah.batches values (batch);
-  perform pg_notify('howdah_control', 'settle');   -- heard after the commit: it may be empty, or over already
+  perform howdah.notify('howdah_control', 'settle');   -- heard after the commit: it may be empty, or over already
   return batch;
 end $$;
 
@@ -102,7 +102,7 @@ begin
     gone as (
       delete from howdah.waiters w using free where w.ctid = free.at returning w.job_id)
     select array_agg(distinct g.job_id) into heard from gone g;
-    perform pg_notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
+    perform howdah.notify('howdah_control', 'ended ' || h.id) from unnest(heard) h(id);
   end if;
 
   if exists (select from howdah.dependencies d where d.depends_on = any (note_ended.ids) and d.outcome is null) then
@@ -135,7 +135,7 @@ begin
     end loop;
   end if;
   if passed or not acts and (waiting is not null or groups is not null) then
-    perform pg_notify('howdah_control', 'settle');  -- heard after the commit, by somebody who can see all of it
+    perform howdah.notify('howdah_control', 'settle');  -- heard after the commit, by somebody who can see all of it
   end if;
 end $$;
 
@@ -176,7 +176,7 @@ begin
     returning j.queue, j.due_at)
   select array_agg(distinct f.queue) filter (where f.due_at is null), bool_or(f.due_at is not null) into queues, later from free f;
   perform howdah.wake(q.name) from unnest(queues) q(name);
-  if later then perform pg_notify('howdah_control', 'due'); end if;
+  if later then perform howdah.notify('howdah_control', 'due'); end if;
   delete from howdah.dependencies d using (               -- what somebody held when their job was cancelled
     select d.ctid as at from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null
       and not exists (select from howdah.jobs j where j.id = d.job_id) for update skip locked) old where d.ctid = old.at;
@@ -228,7 +228,7 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     perform howdah.refuse(array['JB002', 'howdah.settle must see what has just been committed', 'call it at isolation level read committed']);
   end if;
-  if not pg_try_advisory_xact_lock(7316042, 3) then
+  if not howdah.try_lock(7316042, 3) then
     next_in := 1;                                    -- whoever is at it may have looked too early for us, or die
     return;
   end if;

@@ -28,7 +28,7 @@ begin
   end if;
   if exists (select from howdah.jobs j where j.id = job_id) then
     insert into howdah.signals (job_id, signal, by, reason) values (job_id, 'cancel', by, reason);
-    perform pg_notify('howdah_control', 'cancel');
+    perform howdah.notify('howdah_control', 'cancel');
     return 'running';
   end if;
   select h.state into ended from howdah.job_history h where h.id = job_id;
@@ -59,7 +59,7 @@ begin
   insert into howdah.signals (job_id, signal, by, reason)
   select j.id, 'cancel', by, reason from howdah.jobs j where j.subject = cancel_subject.subject and j.lease is not null;
   get diagnostics told = row_count;
-  if told > 0 then perform pg_notify('howdah_control', 'cancel'); end if;
+  if told > 0 then perform howdah.notify('howdah_control', 'cancel'); end if;
   return ended + told;
 end $$;
 
@@ -125,7 +125,7 @@ begin
   if not found then
     perform howdah.refuse(array['JB007', format('job %s is not queued', job_id), 'only a queued job can be moved']);
   end if;
-  if due is null then perform howdah.wake(queue); else perform pg_notify('howdah_control', 'due'); end if;
+  if due is null then perform howdah.wake(queue); else perform howdah.notify('howdah_control', 'due'); end if;
 end $$;
 
 -- Stops the claims of a queue; what runs goes on. Claims look at this themselves, so it holds from the commit on.
@@ -138,4 +138,4 @@ on conflict (name) do update set paused_at = coalesce(q.paused_at, excluded.paus
 create function howdah.resume(queue text) returns void
 language sql security definer set search_path = pg_catalog, howdah, pg_temp as $$
 update howdah.queues q set paused_at = null, paused_by = null where q.name = resume.queue;
-select pg_notify('howdah', resume.queue) $$;
+select howdah.notify('howdah', resume.queue) $$;

@@ -170,7 +170,7 @@ begin
     array[age], array[age], array[null::jsonb], coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off');
   select s.state into state from howdah.job_status s where s.id = job.id;
   if state = 'ready' then perform howdah.wake(job.queue); end if;
-  if state in ('retrying', 'scheduled') then perform pg_notify('howdah_control', 'due'); end if;
+  if state in ('retrying', 'scheduled') then perform howdah.notify('howdah_control', 'due'); end if;
   return coalesce(state, 'dead');
 end $$;
 

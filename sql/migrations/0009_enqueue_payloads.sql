@@ -68,5 +68,5 @@ begin
   from unnest(payloads) p(payload)
   returning j.id;
 
-  if due is null then perform howdah.wake(queue); else perform pg_notify('howdah_control', 'due'); end if;
+  if due is null then perform howdah.wake(queue); else perform howdah.notify('howdah_control', 'due'); end if;
 end $$;

@@ -41,7 +41,7 @@ create function howdah.open_gate() returns trigger language plpgsql as $$
 begin
   if not exists (select from howdah.openings o where o.key = new.gate and o.queue = new.queue and o.tokens = 0 and o.xmin = pg_current_xact_id()::xid) then
     insert into howdah.openings (key, queue) values (new.gate, new.queue);
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
   end if;
   return null;
 end $$;
@@ -71,9 +71,9 @@ begin
     stirs := true;
   end if;
   if stirs then
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
     if exists (select from howdah.jobs j where j.due_at is null and j.suspect and j.gate is not null) then
-      perform pg_notify('howdah_control', 'suspects');
+      perform howdah.notify('howdah_control', 'suspects');
     end if;
   end if;
   return null;
@@ -98,7 +98,7 @@ declare
   filled   timestamptz;
 begin
   foreach name in array keys loop
-    if not pg_try_advisory_xact_lock(7316043, hashtext(name)) then
+    if not howdah.try_lock(7316043, hashtext(name)) then
       blocked := '';
       return;
     end if;
@@ -190,7 +190,7 @@ begin
       select o.* from howdah.openings o where o.queue = q.queue and o.open_at <= clock_timestamp() order by o.open_at limit looks for update skip locked) o
     group by o.key order by min(o.open_at)
   loop
-    if not pg_try_advisory_xact_lock(7316043, hashtext(spot.key)) then
+    if not howdah.try_lock(7316043, hashtext(spot.key)) then
       busy := true;
       continue;
     end if;
@@ -355,7 +355,7 @@ with recursive line as (
     select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next
   where starts_with(line.gate, prefix) and not whole)
 insert into howdah.openings (key) select l.gate from line l where starts_with(l.gate, prefix) and (l.gate = prefix or not whole);
-select pg_notify('howdah_control', 'limits') $$;
+select howdah.notify('howdah_control', 'limits') $$;
 
 -- Sets what holds for a key or a pattern (`chat:*`), from the commit on: how many may run at once, how many may start in a second
 -- and how many of these at one moment. Null: any number. What runs goes on; nothing new starts until the key is below the new limit.
@@ -415,9 +415,9 @@ begin
   get diagnostics opened = row_count;
   delete from howdah.buckets b where b.key in (
     select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
-    and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
+    and howdah.try_lock(7316043, hashtext(b.key));
   if opened > 0 then
-    perform pg_notify('howdah_control', 'limits');
+    perform howdah.notify('howdah_control', 'limits');
   end if;
   return opened;
 end $$;

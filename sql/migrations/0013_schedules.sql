@@ -94,7 +94,7 @@ begin
   if made is null then
     perform howdah.refuse(array['JB007', format('schedule %L is declared by a handler', name), 'choose another name, or change the declaration']);
   end if;
-  perform pg_notify('howdah_control', 'due');
+  perform howdah.notify('howdah_control', 'due');
   return made;
 end $$;
 
@@ -142,7 +142,7 @@ begin
   update howdah.schedules s set paused_at = null, paused_by = null, version = s.version + 1, problem = null, problem_at = null, next_at = null,
     done_until = greatest(s.done_until, clock_timestamp())
     where s.name = resume_schedule.name and s.paused_at is not null;
-  perform pg_notify('howdah_control', 'due');
+  perform howdah.notify('howdah_control', 'due');
   return was is not null;
 end $$;
 
@@ -179,7 +179,7 @@ begin
         is distinct from (excluded.payload, excluded.cron, excluded.time_zone, excluded.missed, excluded.overlap, excluded.jitter)
       returning 1)
     select array_agg(g.name) into taken from given g join howdah.schedules s on s.name = g.name and not s.declared;
-    perform pg_notify('howdah_control', 'due');
+    perform howdah.notify('howdah_control', 'due');
   end if;
   return coalesce(taken, '{}');
 end $$;

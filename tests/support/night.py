@@ -48,7 +48,7 @@ HERE = Path(os.environ["NIGHT"])
 
 @handler("mail.send", queue="mail", runs_in="thread", timeout=30, max_attempts=20, backoff=lambda attempt: 5.0)
 def send(job: Job) -> None:
-    with smtplib.SMTP("127.0.0.1", int(os.environ["NIGHT_SMTP"]), timeout=5) as server:
+    with smtplib.SMTP("127.0.0.1", int(os.environ["NIGHT_SMTP"]), timeout=5, local_hostname="shop.example") as server:
         server.sendmail("shop@shop.example", ["anna@shop.example"], f"Subject: order {job.id}")
 
 @handler("like.count")

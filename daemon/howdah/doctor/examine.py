@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMINATIONS: dict[str, Examination] = {
     "server": server.examine_server,
     "schema": schema.examine_version,
+    "lacks": server.examine_lacks,
     "roles": schema.examine_roles,
     "indexes": schema.examine_indexes,
     "history": schema.examine_history,

@@ -111,9 +111,13 @@ def _behind(row: asyncpg.Record, busy: Sequence[asyncpg.Record]) -> Finding:
     says = f"{row['queue']}: {'' if row['exact'] else 'about '}{row['jobs']:,} ready, the oldest for {span(row['oldest'])}"
     running = sum(one["jobs"] for one in busy)
     if not running:
-        return warn("queues", f"{says}; none of the queue runs", "see the other lines: workers, paused, orphans")
+        return warn(
+            "queues",
+            f"{says}; none of the queue has run for a second or more",
+            "see the other lines: workers, paused, orphans; if all of these are well: more slots or workers",
+        )
     first = busy[0]
-    says += f"; {running:,} in hand or running, {first['jobs']:,} of them {first['kind']}, the longest for {span(first['longest'])}"
+    says += f"; {running:,} run for a second or more, {first['jobs']:,} of them {first['kind']}, the longest for {span(first['longest'])}"
     if first["jobs"] >= MOST * running:
         return warn(
             "queues",
@@ -191,7 +195,7 @@ async def examine_dead(connection: asyncpg.Connection) -> list[Finding]:
                 warn(
                     "dead",
                     f"{several(row['jobs'] - row['poison'], 'job')} of kind {row['kind']} died within a day, such as job {row['newest']}",
-                    f"howdah show {row['newest']}; howdah retry makes a new job of it",
+                    f"howdah show {row['newest']}; mend the cause, then howdah retry --kind {row['kind']}",
                 )
             )
     return findings or [ok("dead", "no job within a day")]
