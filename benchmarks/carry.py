@@ -64,10 +64,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="howdah-carry-") as folder:
         Path(folder).chmod(0o711)
         with EmbeddedPostgres(Path(folder) / "postgres", settings=SERVER) as server:
-            rows = [asyncio.run(measure(server, Path(folder), count, given.jobs, given.slots)) for count in given.daemons]
+            rows = [
+                asyncio.run(measure(server, Path(folder), count, given.jobs, given.slots)) for count in given.daemons
+            ]
             version = asyncio.run(ask(server.url(), "show server_version"))
-    print(f"PostgreSQL {version.split()[0]}, {os.cpu_count()} cores for server and workers together, Python {platform.python_version()}, {given.jobs:,} jobs, {given.slots} slots a daemon\n")
-    print("| daemons | jobs/s | CPU of the server | CPU of the workers | connections | WAL a job | history, a million jobs | live, a million jobs | memory of a worker |")
+    print(
+        f"PostgreSQL {version.split()[0]}, {os.cpu_count()} cores for server and workers together, Python {platform.python_version()}, {given.jobs:,} jobs, {given.slots} slots a daemon\n"
+    )
+    print(
+        "| daemons | jobs/s | CPU of the server | CPU of the workers | connections | WAL a job | history, a million jobs | live, a million jobs | memory of a worker |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         print(
@@ -88,9 +94,14 @@ async def measure(server: EmbeddedPostgres, folder: Path, daemons: int, jobs: in
     place.mkdir()
     (place / "handlers.py").write_text(HANDLERS)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HOWDAH_", "PG"))}
-    environment |= {"HOWDAH_DATABASE_URL": url, "HOWDAH_QUEUES": f"carry:{slots}", "HOWDAH_HTTP_PORT": "0", "HOWDAH_LOG_LEVEL": "warning"}
+    environment |= {
+        "HOWDAH_DATABASE_URL": url,
+        "HOWDAH_QUEUES": f"carry:{slots}",
+        "HOWDAH_HTTP_PORT": "0",
+        "HOWDAH_LOG_LEVEL": "warning",
+    }
     running = [
-        subprocess.Popen([sys.executable, "-m", "howdah", "run"], cwd=place, env=environment, stdin=subprocess.DEVNULL)  # noqa: ASYNC220, S603 - they return at once
+        subprocess.Popen([sys.executable, "-m", "howdah", "run"], cwd=place, env=environment, stdin=subprocess.DEVNULL)  # noqa: ASYNC220 - they return at once
         for _ in range(daemons)
     ]
     try:
@@ -118,9 +129,16 @@ async def measure(server: EmbeddedPostgres, folder: Path, daemons: int, jobs: in
             drained=jobs / seconds,
             server_cpu=(after[1] - cpu[1]) / jobs * 1e6,
             workers_cpu=(after[0] - cpu[0]) / jobs * 1e6,
-            connections=await connection.fetchval("select count(*) from pg_stat_activity where application_name like 'howdah %'"),
+            connections=await connection.fetchval(
+                "select count(*) from pg_stat_activity where application_name like 'howdah %'"
+            ),
             wal=float(await connection.fetchval("select pg_wal_lsn_diff(pg_current_wal_lsn(), $1)", wal)) / jobs,
-            history=float(await connection.fetchval("select sum(pg_total_relation_size(inhrelid)) from pg_inherits where inhparent = 'howdah.job_history'::regclass")) / jobs,
+            history=float(
+                await connection.fetchval(
+                    "select sum(pg_total_relation_size(inhrelid)) from pg_inherits where inhparent = 'howdah.job_history'::regclass"
+                )
+            )
+            / jobs,
             live=live / jobs,
             memory=max(resident(pid) for pid in workers) / 1e6,
         )

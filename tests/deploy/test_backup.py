@@ -70,7 +70,17 @@ async def test_a_restored_copy_holds_every_job_and_runs_none_until_it_is_told_to
     tool("pg_dump", database.url, "-Fc", "-f", str(dump))
     copy = Database(elsewhere.url("postgres"), "postgres")
     roles = tool("pg_dumpall", database.url, "--roles-only", "--no-role-passwords", place="-l")
-    tool("psql", copy.url, "-X", "-v", "ON_ERROR_STOP=1", "-c", "\n".join(re.findall(r"^(?:CREATE|ALTER) ROLE howdah_(?:owner|producer|worker|reader|admin)\b.*", roles, re.MULTILINE)))
+    tool(
+        "psql",
+        copy.url,
+        "-X",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-c",
+        "\n".join(
+            re.findall(r"^(?:CREATE|ALTER) ROLE howdah_(?:owner|producer|worker|reader|admin)\b.*", roles, re.MULTILINE)
+        ),
+    )
     tool("pg_restore", copy.url, "--exit-on-error", str(dump))
     await connection.execute("select howdah.resume('mail')")
 
@@ -79,11 +89,19 @@ async def test_a_restored_copy_holds_every_job_and_runs_none_until_it_is_told_to
     assert await wrong_rights(restored) == []
     said = await cli("pause", "--all", "--by", "restore", url=copy)
     assert said.out == "paused: default, mail\n"
-    second = Daemon(tmp_path / "second", url=copy.url, handlers=HANDLERS, environment={"HOWDAH_QUEUES": "default:5,mail:5", "HOWDAH_LEASE_TTL": "2"})
+    second = Daemon(
+        tmp_path / "second",
+        url=copy.url,
+        handlers=HANDLERS,
+        environment={"HOWDAH_QUEUES": "default:5,mail:5", "HOWDAH_LEASE_TTL": "2"},
+    )
     try:
         await second.ready()
         # The dead worker's jobs are taken back, and wait like all others.
-        await aeventually(lambda: restored.fetchval("select count(*) = 4 from howdah.jobs where due_at is null and lease is null"), timeout=30)
+        await aeventually(
+            lambda: restored.fetchval("select count(*) = 4 from howdah.jobs where due_at is null and lease is null"),
+            timeout=30,
+        )
         assert await restored.fetchval("select count(*) from howdah.workers") == 1
         assert not list(second.folder.glob("sent-*")) + list(second.folder.glob("began-*"))
         assert await outcomes(restored) == {"completed": len(done)}
@@ -91,7 +109,9 @@ async def test_a_restored_copy_holds_every_job_and_runs_none_until_it_is_told_to
         assert (await cli("cancel", str(ready), url=copy)).code == 0
         assert (await cli("resume", "--all", url=copy)).out == "resumed: default, mail\n"
         (second.folder / "enough").touch()
-        await aeventually(lambda: restored.fetchval("select array_agg(id) = array[$1::bigint] from howdah.jobs", later), timeout=30)
+        await aeventually(
+            lambda: restored.fetchval("select array_agg(id) = array[$1::bigint] from howdah.jobs", later), timeout=30
+        )
         assert await outcomes(restored) == {"completed": len(done) + len(held), "cancelled": 1}
         assert not list(second.folder.glob("sent-*"))
         assert await second.stop() == 0

@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.deploy,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is missing: ./dev deploy-test installs it"),
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None, reason="prometheus is missing: ./dev deploy-test installs it"
+    ),
 ]
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "operating.md").read_text(encoding="utf-8")
 TELLS = (DOCS / "night.md").read_text(encoding="utf-8")
-SHOWN = {(panel["title"], target["legendFormat"]): target["expr"] for panel in panels(built()) for target in panel["targets"]}
+SHOWN = {
+    (panel["title"], target["legendFormat"]): target["expr"] for panel in panels(built()) for target in panel["targets"]
+}
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,9 @@ async def heal(system: System, trail: Trail, command: str) -> str:
 async def well(system: System, trail: Trail) -> bool:
     """Tell whether the fault is gone where it was seen; who was buried stays counted for a while."""
     if trail.fault is night.poison:
-        ended = await system.connection.fetchval("select state from howdah.job_status where kind = 'image.shrink' and retried_from is not null")
+        ended = await system.connection.fetchval(
+            "select state from howdah.job_status where kind = 'image.shrink' and retried_from is not null"
+        )
         return bool(ended == "completed")
     if trail.fault is night.slow_kind:  # others get on, though the slow ones wait on in their own line
         oldest = await system.prometheus.ask('max(howdah_oldest_ready_seconds{queue="default"})')

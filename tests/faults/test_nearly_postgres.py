@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from support.cluster import Database
     from support.figures import Figures
 
-REFUSED = ("the server lacks advisory locks: rows of howdah.locks are locked instead", "the server lacks LISTEN and NOTIFY: jobs are found by polling")
+REFUSED = (
+    "the server lacks advisory locks: rows of howdah.locks are locked instead",
+    "the server lacks LISTEN and NOTIFY: jobs are found by polling",
+)
 
 
 @pytest.fixture
@@ -39,7 +42,9 @@ async def kin() -> AsyncIterator[Database]:
         yield database
 
 
-@pytest.mark.fault("Server", "no advisory locks, no LISTEN, no NOTIFY", "said once at start; limits hold, jobs are found by polling")
+@pytest.mark.fault(
+    "Server", "no advisory locks, no LISTEN, no NOTIFY", "said once at start; limits hold, jobs are found by polling"
+)
 async def test_without_advisory_locks_listen_and_notify_everything_is_done_and_limits_hold(
     kin: Database, daemon: StartDaemon, figures: Figures
 ) -> None:
@@ -58,10 +63,14 @@ async def test_without_advisory_locks_listen_and_notify_everything_is_done_and_l
             *({"kind": "record", "delay": "0.2 s"} for _ in range(20)),
             *({"kind": "record"} for _ in range(40)),
         )]  # fmt: skip
-        await connection.execute("select howdah.enqueue_coalesced('record', '{}', 'key', interval '0.1 s') from generate_series(1, 50)")
+        await connection.execute(
+            "select howdah.enqueue_coalesced('record', '{}', 'key', interval '0.1 s') from generate_series(1, 50)"
+        )
         await aeventually(lambda: is_empty(connection), 40)
         figures.jobs, figures.faults = len(jobs), 1
-        figures.lost = len(jobs) - await connection.fetchval("select count(*) from howdah.job_history where id = any ($1) and state = 'completed'", jobs)
+        figures.lost = len(jobs) - await connection.fetchval(
+            "select count(*) from howdah.job_history where id = any ($1) and state = 'completed'", jobs
+        )
         figures.doubled = await connection.fetchval("select count(*) - count(distinct job) from public.runs")
         assert (figures.lost, figures.doubled) == (0, 0)
         assert await most_at_once(connection, "limits = '{three}'") == 3
@@ -82,7 +91,11 @@ async def test_without_advisory_locks_listen_and_notify_everything_is_done_and_l
     connection.terminate()
 
 
-@pytest.mark.fault("Server", "advisory locks are refused to a login whose schema relies on them", "the worker says so and exits 78; howdah migrate mends it")
+@pytest.mark.fault(
+    "Server",
+    "advisory locks are refused to a login whose schema relies on them",
+    "the worker says so and exits 78; howdah migrate mends it",
+)
 async def test_a_server_that_lacks_what_the_schema_relies_on_is_refused_with_what_to_do(
     database: Database, daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -91,7 +104,10 @@ async def test_a_server_that_lacks_what_the_schema_relies_on_is_refused_with_wha
     async with login(database, "howdah_worker") as worker_login:
         refused = await daemon(url=worker_login.url, ready=False)
         assert await refused.wait() == 78
-        assert "the server has no advisory locks for this login, and the schema relies on them: stop all workers, then howdah migrate" in refused.output()
+        assert (
+            "the server has no advisory locks for this login, and the schema relies on them: stop all workers, then howdah migrate"
+            in refused.output()
+        )
         done = howdah("migrate", folder=tmp_path, HOWDAH_DATABASE_URL=database.url)
         assert done.returncode == 0, done.stderr
         await daemon(url=worker_login.url)

@@ -83,7 +83,9 @@ async def test_it_names_what_is_wrong_with_the_work(connection: asyncpg.Connecti
 
 async def test_it_names_what_holds_jobs_back_and_what_fails(connection: asyncpg.Connection, database: Database) -> None:
     worker = await add_worker(connection)
-    await connection.execute("select howdah.set_limit('brake', concurrency => 0), howdah.set_limit('chat:*', rate => 0.01)")
+    await connection.execute(
+        "select howdah.set_limit('brake', concurrency => 0), howdah.set_limit('chat:*', rate => 0.01)"
+    )
     assert "limits" not in await troubles(database.url)
     await enqueue_many(
         connection,
@@ -105,9 +107,15 @@ async def test_it_names_what_holds_jobs_back_and_what_fails(connection: asyncpg.
     assert says.startswith("7 jobs of kind mail failed and wait to be tried again, the next in ")
     assert "howdah jobs --kind mail --state retrying" in do
     assert "queues" not in found
-    await connection.execute("update howdah.jobs set created_at = created_at - interval '1 h', ready_at = ready_at - interval '1 h', started_at = claimed_at")
+    await connection.execute(
+        "update howdah.jobs set created_at = created_at - interval '1 h', ready_at = ready_at - interval '1 h', started_at = claimed_at"
+    )
     lines = [f"{one.topic}: {one.says} → {one.do}" for one in await findings(database.url) if one.level == "warn"]
-    assert any("limits: chat:* is too narrow for what comes: 0.01 may start in a second; 3 jobs wait, the oldest for 60 min" in line for line in lines), lines
+    assert any(
+        "limits: chat:* is too narrow for what comes: 0.01 may start in a second; 3 jobs wait, the oldest for 60 min"
+        in line
+        for line in lines
+    ), lines
     assert any(
         "queues: reports: 5 ready, the oldest for 60 min; 10 run for a second or more, 10 of them slow" in line
         and "howdah limit set kind:slow --concurrency N" in line

@@ -29,7 +29,6 @@ from demo.smtp_server import MailServer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import asyncpg
     from support.cluster import Database
 
 #: What is replaced in the rules, so that a night need not last an hour. HowdahOldestReady keeps its five minutes, for the age is in the rows.
@@ -217,7 +216,13 @@ async def orphans(system: System) -> None:
     await system.connection.execute("select howdah.enqueue('invoice.print') from generate_series(1, 20)")
 
 
-FIVE: list[Callable[[System], Awaitable[None]]] = [report_left_open, queue_forgotten, mail_server_down, poison, slow_kind]
+FIVE: list[Callable[[System], Awaitable[None]]] = [
+    report_left_open,
+    queue_forgotten,
+    mail_server_down,
+    poison,
+    slow_kind,
+]
 OTHERS: list[Callable[[System], Awaitable[None]]] = [brake_forgotten, deaf, orphans, nothing]
 
 
@@ -241,7 +246,9 @@ async def _night(folder: Path) -> None:
             }
             await asyncio.sleep(8)
             await fault(system)
-        (folder / "answers").write_text("\n".join(f"{name} {fault.__name__}" for name, fault in zip("ABCDEF", faults, strict=True)))
+        (folder / "answers").write_text(
+            "\n".join(f"{name} {fault.__name__}" for name, fault in zip("ABCDEF", faults, strict=True))
+        )
         (folder / "systems.json").write_text(json.dumps(systems, indent=1))
         while not (folder / "over").exists():  # noqa: ASYNC110 - somebody else writes it
             await asyncio.sleep(1)

@@ -70,7 +70,13 @@ async def examine_lacks(connection: asyncpg.Connection) -> list[Finding]:
             do = f"stop all workers, then howdah migrate, or update howdah.settings set {row['missing']} = false"
             findings.append(fail("lacks", f"{says}, and the schema relies on them: no worker starts", do))
         else:
-            findings.append(warn("lacks", f"{says}: {instead}", "nothing is lost; see docs/operating.md, Servers that are nearly PostgreSQL"))
+            findings.append(
+                warn(
+                    "lacks",
+                    f"{says}: {instead}",
+                    "nothing is lost; see docs/operating.md, Servers that are nearly PostgreSQL",
+                )
+            )
     return findings or [ok("lacks", "nothing: advisory locks and notifications are there")]
 
 

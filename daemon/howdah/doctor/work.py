@@ -108,7 +108,9 @@ async def examine_ready(connection: asyncpg.Connection) -> list[Finding]:
 
 def _behind(row: asyncpg.Record, busy: Sequence[asyncpg.Record]) -> Finding:
     """Say that a queue is behind, and which kind has its slots."""
-    says = f"{row['queue']}: {'' if row['exact'] else 'about '}{row['jobs']:,} ready, the oldest for {span(row['oldest'])}"
+    says = (
+        f"{row['queue']}: {'' if row['exact'] else 'about '}{row['jobs']:,} ready, the oldest for {span(row['oldest'])}"
+    )
     running = sum(one["jobs"] for one in busy)
     if not running:
         return warn(
@@ -142,7 +144,9 @@ async def examine_failing(connection: asyncpg.Connection) -> list[Finding]:
         if row["jobs"] >= FEW
     ]
     few = sum(row["jobs"] for row in rows)
-    return findings or [ok("failing", f"{several(few, 'job')} to be tried again" if few else "no job waits to be tried again")]
+    return findings or [
+        ok("failing", f"{several(few, 'job')} to be tried again" if few else "no job waits to be tried again")
+    ]
 
 
 async def examine_limits(connection: asyncpg.Connection) -> list[Finding]:
@@ -160,7 +164,9 @@ async def examine_limits(connection: asyncpg.Connection) -> list[Finding]:
             if row["rate"] is not None:
                 rules.append(f"{row['rate']:g} may start in a second")
             says = f"{row['name']} is too narrow for what comes: {', '.join(rules)}; {waits} wait, the oldest for {span(row['oldest'])}"
-            findings.append(warn("limits", says, f"if what it protects can bear more: howdah limit set '{row['name']}' …"))
+            findings.append(
+                warn("limits", says, f"if what it protects can bear more: howdah limit set '{row['name']}' …")
+            )
     if findings or not rows:
         return findings or [ok("limits", "none")]
     return [ok("limits", f"{several(len(rows), 'limit')}, {sum(row['waiting'] for row in rows):,} jobs wait at them")]
