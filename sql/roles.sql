@@ -35,6 +35,9 @@ declare
       is_idle               .         X       X       X
       depth                 .         X       X       X
       fronts                .         X       X       X
+      failing               .         X       X       X
+      limit_lines           .         X       X       X
+      lacks                 .         X       X       X
 
       cancel                .         .       .       X
       cancel_subject        .         .       .       X
@@ -81,6 +84,8 @@ declare
       fire_schedule         .         X       .       .
       make_partitions       .         X       .       .
       drop_partitions       .         X       .       .
+      try_lock              .         X       .       .
+      take_lock             .         X       .       .
       notify                .         X       .       .
       wake                  .         X       .       .
       wake_all              .         X       .       .
@@ -114,6 +119,7 @@ declare
       kinds                 .         r       r       r
       schedules             .         rw      .       r
       settings              .         r       r       rw
+      locks                 .         rw      .       .
       migrations            .         r       r       r
   ';
   head  constant text[] := regexp_split_to_array(trim(split_part(matrix, e'\n', 2)), '\s+');

@@ -42,9 +42,68 @@ create table howdah.settings (
   singleton          boolean primary key default true check (singleton),
   strict_kinds       boolean not null default false,     -- true: a kind that was never registered is refused
   min_worker_version text    not null default '0.1.0',   -- a worker older than this refuses to run, exit 78
-  limited            boolean not null default false      -- some kind or queue has a limit, see 0012
+  limited            boolean not null default false,     -- some kind or queue has a limit, see 0012
+  advisory_locks     boolean not null default true,      -- false: the server has none, so rows of howdah.locks are locked instead
+  notifications      boolean not null default true       -- false: the server has none, so nobody is told; workers find all by polling
 );
 insert into howdah.settings default values;
+
+-- Rows to be locked where the server has no advisory locks. Nothing is ever written here.
+create table howdah.locks (
+  slot int primary key
+);
+insert into howdah.locks select generate_series(0, 4095);
+
+-- Which of the things that PostgreSQL's kin often lack do not work here, for this login: tried, for some have the names and nothing behind them.
+create function howdah.lacks() returns text[] language plpgsql as $$
+declare
+  missing text[] := '{}';
+begin
+  begin
+    if not pg_try_advisory_xact_lock(7316042, pg_backend_pid())
+       or not exists (select from pg_locks l where l.locktype = 'advisory' and l.classid = 7316042 and l.objid = pg_backend_pid()) then
+      missing := missing || 'advisory_locks'::text;
+    end if;
+  exception when undefined_function or undefined_table or feature_not_supported or insufficient_privilege then
+    missing := missing || 'advisory_locks'::text;
+  end;
+  begin
+    perform pg_notify('howdah_control', 'echo nobody');
+  exception when read_only_sql_transaction then null;   -- a standby
+  when undefined_function or feature_not_supported or insufficient_privilege then
+    missing := missing || 'notifications'::text;
+  end;
+  return missing;
+end $$;
+
+-- Tries a lock that holds to the end of the transaction, and tells whether it is ours. A statement of its own, so that the next one sees what the
+-- holder before has committed. Rows instead of advisory locks: two keys may share a row, which looks like somebody else at work.
+create function howdah.try_lock(class int, key int) returns boolean language plpgsql as $$
+begin
+  if (select s.advisory_locks from howdah.settings s) then return pg_try_advisory_xact_lock(class, key); end if;
+  perform from howdah.locks l where l.slot = case class when 7316042 then key else 8 + (key & 2147483647) % 4088 end for update skip locked;
+  return found;
+end $$;
+
+-- Takes such a lock, waiting no longer than lock_timeout.
+create function howdah.take_lock(class int, key int) returns void language plpgsql as $$
+begin
+  if (select s.advisory_locks from howdah.settings s) then
+    perform pg_advisory_xact_lock(class, key);
+  else
+    perform from howdah.locks l where l.slot = key for update;
+  end if;
+end $$;
+
+-- Tells whoever listens, where the server can, and unless its queue of notifications is more than half full, because somebody listens and sits
+-- in an open transaction. With a full one the commit fails, where nobody can catch it, and that would be our caller's commit. Everything works
+-- without being told, only later.
+create function howdah.notify(channel text, word text) returns void language plpgsql as $$
+begin
+  if (select s.notifications from howdah.settings s) then     -- apart: where the server has none, it has no queue either
+    if pg_notification_queue_usage() < 0.5 then perform pg_notify(channel, word); end if;
+  end if;
+end $$;
 
 -- The live jobs.
 -- No index may ever name lease, leased_by, claimed_at, started_at, attempt, state or progress: claims are heap-only
@@ -443,15 +502,6 @@ begin
       perform howdah.refuse(array['JB002', format('%s is %s', argument.key, argument.value), sqlerrm], format('job %s: ', argument.place));
     end;
   end loop;
-end $$;
-
--- Notifies, unless the server's queue of notifications is more than half full, because somebody listens and sits in an open transaction. With
--- a full one the commit fails, where nobody can catch it, and that would be our caller's commit. Everything works without being told, only later.
-create function howdah.notify(channel text, word text) returns void language plpgsql as $$
-begin
-  if pg_notification_queue_usage() < 0.5 then
-    perform pg_notify(channel, word);
-  end if;
 end $$;
 
 -- Wakes the workers of a queue, if one of them sleeps. NOTIFY takes a lock that all commits share, so a busy system
@@ -996,7 +1046,7 @@ declare
   queues text[];
 begin
   made := 0;
-  if not pg_try_advisory_xact_lock(7316042, 1) then return; end if;
+  if not howdah.try_lock(7316042, 1) then return; end if;
   with ripe as materialized (
     select e.kind, e.key from howdah.events e where e.due_at <= now() group by e.kind, e.key
     order by min(e.due_at) limit coalesce_events.count),
@@ -1096,7 +1146,7 @@ declare
   name  text;
 begin
   begin
-    perform pg_advisory_xact_lock(7316042, 2);     -- two makers would wait for each other's names
+    perform howdah.take_lock(7316042, 2);     -- two makers would wait for each other's names
   exception when lock_not_available then           -- the other one's work counts once it is committed
     return (select coalesce(min(n), ahead + 1) from generate_series(0, ahead) n
             where to_regclass(format('howdah.job_history_%s', to_char(today + n, 'YYYYMMDD'))) is null);
@@ -1408,7 +1458,7 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     perform howdah.refuse(array['JB002', 'howdah.settle must see what has just been committed', 'call it at isolation level read committed']);
   end if;
-  if not pg_try_advisory_xact_lock(7316042, 3) then
+  if not howdah.try_lock(7316042, 3) then
     next_in := 1;                                    -- whoever is at it may have looked too early for us, or die
     return;
   end if;
@@ -2015,6 +2065,17 @@ begin
   return 'its limits have room, and it starts when a slot of its queue is free.';
 end $$;
 
+-- The kinds whose jobs have failed and wait to be tried again, among the first `count` that are due: how many (`cut`: there may be more), the error that most of
+-- them met, and in how many seconds the next is tried.
+create function howdah.failing(count int default 5000) returns table (kind text, jobs bigint, cut boolean, error text, next_in float8)
+language sql stable security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+with due as materialized (
+  select j.kind, j.attempt, j.errors, j.due_at from howdah.jobs j where j.due_at < 'infinity' order by j.due_at limit failing.count)
+select d.kind, count(*), (select count(*) from due) >= failing.count, mode() within group (order by howdah.last_error(d.errors)),
+  greatest(extract(epoch from min(d.due_at) - clock_timestamp()), 0)::float8
+from due d where d.attempt > 0 and d.errors is not null group by d.kind order by count(*) desc, d.kind $$;
+
 -- Many jobs of one kind with the same arguments: what a fan-out or an import calls. Gives their ids in the order of the payloads.
 --
 -- It costs half of what enqueue_many does because everything but the payloads is checked once. There are no unique keys here: with
@@ -2281,7 +2342,7 @@ declare
   filled   timestamptz;
 begin
   foreach name in array keys loop
-    if not pg_try_advisory_xact_lock(7316043, hashtext(name)) then
+    if not howdah.try_lock(7316043, hashtext(name)) then
       blocked := '';
       return;
     end if;
@@ -2376,7 +2437,7 @@ begin
       select o.* from howdah.openings o where o.queue = q.queue and o.open_at <= clock_timestamp() order by o.open_at limit looks for update skip locked) o
     group by o.key order by min(o.open_at)
   loop
-    if not pg_try_advisory_xact_lock(7316043, hashtext(spot.key)) then
+    if not howdah.try_lock(7316043, hashtext(spot.key)) then
       busy := true;
       continue;
     end if;
@@ -2607,12 +2668,41 @@ begin
   if found then opened := opened + 1; end if;
   delete from howdah.buckets b where b.key in (
     select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
-    and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
+    and howdah.try_lock(7316043, hashtext(b.key));
   if opened > 0 then
     perform howdah.notify('howdah_control', 'limits');
   end if;
   return opened;
 end $$;
+
+-- How full the limits are: how many run under each, how many wait in its lines and for how long the oldest of these has, in seconds. At most `count`
+-- jobs of a line and 200 lines of a pattern are counted, which `cut` tells: the price does not grow with what waits.
+create function howdah.limit_lines(count int default 1000)
+returns table (name text, concurrency int, rate float8, burst int, set_at timestamptz, keys bigint, running bigint, waiting bigint, cut boolean, oldest float8)
+language sql stable security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+with recursive line as (
+  select l.name, first.gate, 1 as place from howdah.limits l cross join lateral (
+    select j.gate from howdah.jobs j where j.gate >= rtrim(l.name, '*') and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) first
+  union all
+  select line.name, next.gate, line.place + 1 from line cross join lateral (
+    select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next
+  where right(line.name, 1) = '*' and starts_with(line.gate, left(line.name, -1)) and line.place < 200),
+mine as materialized (
+  select line.* from line where case when right(line.name, 1) = '*' then (howdah.limit_for(line.gate)).name = line.name else line.gate = line.name end),
+waiting as materialized (
+  select mine.name, sum(w.jobs)::bigint as jobs, bool_or(w.jobs >= limit_lines.count or mine.place >= 200) as cut, min(w.ready_at) as ready_at
+  from mine cross join lateral (
+    select count(*) as jobs, min(few.ready_at) as ready_at from (
+      select j.ready_at from howdah.jobs j where j.gate = mine.gate and j.due_at is null and not j.suspect
+      order by j.gate, j.queue, (10 - j.priority), j.id limit limit_lines.count) few) w
+  group by mine.name),
+held as materialized (
+  select (howdah.limit_for(h.key)).name, count(distinct h.key) as keys, count(*) as running from howdah.holds h group by 1)
+select l.name, l.concurrency, l.rate, l.burst, l.set_at, coalesce(h.keys, 0), coalesce(h.running, 0), coalesce(w.jobs, 0), coalesce(w.cut, false),
+  greatest(extract(epoch from clock_timestamp() - w.ready_at), 0)::float8
+from howdah.limits l left join held h on h.name = l.name left join waiting w on w.name = l.name
+order by l.name $$;
 
 -- Schedules: jobs that are made by themselves, at the slots of a cron expression in a time zone.
 --

@@ -37,6 +37,10 @@ BOARD: dict[str, tuple[tuple[str, ...], str]] = {
         "Ready jobs that no living worker of their queue has a handler for, among the first 5,000.",
     ),
     "howdah_queue_paused_seconds": (("queue",), "Since a queue was paused; nothing for queues that are not."),
+    "howdah_limit_oldest_seconds": (
+        ("limit",),
+        "For how long the oldest of the jobs that a limit holds back has waited; 0: none waits.",
+    ),
     "howdah_schedule_overdue_seconds": (
         (),
         "For how long the schedule that has waited longest ought to have fired and has not; 0: none.",

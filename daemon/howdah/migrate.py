@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,13 @@ select format('process %s (%s, %s) has held %s for %s s', a.pid, coalesce(nullif
 from pg_locks l join pg_class c on c.oid = l.relation and c.relnamespace = to_regnamespace('howdah') join pg_stat_activity a on a.pid = l.pid
 where l.granted and c.relkind in ('r', 'p') and a.pid <> pg_backend_pid() and a.datname = current_database()
 group by a.pid, a.application_name, a.backend_type, a.state, a.xact_start order by a.xact_start limit 1"""
+#: What a server says that has no such thing, or not for this login.
+LACKING = (asyncpg.UndefinedFunctionError, asyncpg.FeatureNotSupportedError, asyncpg.InsufficientPrivilegeError)
+#: Has the schema do without what the server lacks. Whoever has switched something off keeps it so.
+ADAPT = """update howdah.settings s
+set advisory_locks = s.advisory_locks and not 'advisory_locks' = any (l.missing), notifications = s.notifications and not 'notifications' = any (l.missing)
+from (select howdah.lacks() as missing) l
+where s.advisory_locks and 'advisory_locks' = any (l.missing) or s.notifications and 'notifications' = any (l.missing)"""
 _FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
 
@@ -91,7 +98,7 @@ async def _migrate(
     """Apply what is pending, all of it or nothing."""
     async with connection.transaction():
         # Before the first look: whoever waits here must see what the one before has done.
-        await connection.execute("select pg_catalog.pg_advisory_xact_lock($1)", LOCK)
+        await _lock(connection)
         theirs = await look_up_in(connection, SEARCH_PATH)
         applied = await _applied(connection, source)
         pending = _pending(migrations, applied)
@@ -102,6 +109,8 @@ async def _migrate(
         # A newer schema has rights of which this release knows nothing.
         if source == ENGINE and len(applied) <= len(migrations):
             await apply_rights(connection, roles=roles)
+            async with owner(connection):
+                await connection.execute(ADAPT)
         await look_up_in(connection, theirs)
     return [migration.name for migration in pending]
 
@@ -140,6 +149,13 @@ def read_migrations(folder: Path) -> list[Migration]:
     if not found:
         raise MigrationError(1, f"{folder} holds no migrations")
     return found
+
+
+async def _lock(connection: asyncpg.Connection) -> None:
+    """Keep other migrations out, where the server can: where it cannot, the second of two fails and leaves everything as it was."""
+    with suppress(*LACKING):
+        async with connection.transaction():
+            await connection.execute("select pg_catalog.pg_advisory_xact_lock($1)", LOCK)
 
 
 async def _applied(connection: asyncpg.Connection, source: str) -> dict[int, str]:

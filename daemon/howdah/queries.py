@@ -45,6 +45,7 @@ QUERIES = (
     "job_steps",
     "keep_step",
     "known_queues",
+    "lacks",
     "leave",
     "list_jobs",
     "list_limits",

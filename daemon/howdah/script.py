@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from howdah.migrate import ENGINE, LOCK, find_pending, is_ahead, read_migrations
+from howdah.migrate import ADAPT, ENGINE, LOCK, find_pending, is_ahead, read_migrations
 from howdah.queries import sql_folder
 from howdah.rights import BE_ONESELF, BE_OWNER, SEARCH_PATH, rights_sql
 
@@ -28,7 +28,7 @@ async def migration_script(connection: asyncpg.Connection | None, *, app: Path |
     folders = {ENGINE: sql_folder() / "migrations"} | ({"app": app} if app is not None else {})
     parts = [
         "begin;",
-        f"do $$ begin perform pg_advisory_xact_lock({LOCK}); end $$;",
+        f"do $$ begin perform pg_advisory_xact_lock({LOCK});\nexception when undefined_function or feature_not_supported or insufficient_privilege then null; end $$;",
         "-- Whoever wants a table stands behind us while we wait for it. If this ends us, run the text again.\nset local lock_timeout = '2s';",
         "set local client_min_messages = warning;",
         SAFELY,
@@ -41,6 +41,7 @@ async def migration_script(connection: asyncpg.Connection | None, *, app: Path |
             parts += [_expect(source, migrations[0].version - 1), *(_step(source, one) for one in migrations)]
         if source == ENGINE and (connection is None or not await is_ahead(connection)):
             parts.append(rights_sql(roles=True) if roles else _as_owner(rights_sql(roles=False)))
+            parts.append(_as_owner(f"{ADAPT};"))
     return "\n\n".join([*parts, "commit;"]) + "\n"
 
 

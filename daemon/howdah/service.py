@@ -126,7 +126,8 @@ class Service:
     async def _start(self) -> bool:
         """Come into being: schema, kinds, lifespans, the worker's row, the lifeline. False: told to stop meanwhile."""
         parts = self._parts
-        for step in (parts.standing.check_schema, self._register, partial(parts.store.make_partitions, 1)):
+        first = (parts.standing.check_schema, parts.standing.check_server)
+        for step in (*first, self._register, partial(parts.store.make_partitions, 1)):
             if not await insist(step, self._stop):
                 return False
         # Before anybody knows of this worker: one whose lifespans fail has never been there.

@@ -35,6 +35,12 @@ HOLD_AT, LET_GO_AT = 1 / 2, 5 / 6
 #: Between two looks at what the database thinks that we hold, in seconds.
 LOOK_TWICE = 1.0
 
+#: What PostgreSQL's kin may lack, its name, and how the engine goes on without.
+WITHOUT = {
+    "advisory_locks": ("advisory locks", "rows of howdah.locks are locked instead"),
+    "notifications": ("LISTEN and NOTIFY", "jobs are found by polling"),
+}
+
 SILENT, DEAD = "no beat arrives", "taken for dead"
 
 
@@ -84,6 +90,17 @@ class Standing:
             raise SchemaError(
                 f"the schema asks for howdah {oldest} or newer, this is {__version__}: install a newer one"
             )
+
+    async def check_server(self) -> None:
+        """Say what the server lacks and how it goes on without. Raises SchemaError if the schema relies on it all the same."""
+        for missing, needed in (await self._store.lacks()).items():
+            name, instead = WITHOUT[missing]
+            if needed:
+                raise SchemaError(
+                    f"the server has no {name} for this login, and the schema relies on them: stop all workers, then howdah migrate, "
+                    f"or update howdah.settings set {missing} = false"
+                )
+            log.warning("the server lacks %s: %s", name, instead)
 
     async def enter(self) -> None:
         """Make the worker's row; its id is new for every life."""

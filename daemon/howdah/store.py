@@ -299,6 +299,10 @@ class Store:
         row = (await self._line.fetch(SQL["schema_check"]))[0]
         return row[0], row[1]
 
+    async def lacks(self) -> dict[str, bool]:
+        """Give what the server does not have of `advisory_locks` and `notifications`, each with whether the schema relies on it."""
+        return {row[0]: row[1] for row in await self._line.fetch(SQL["lacks"])}
+
     async def register(self, kinds: Iterable[dict[str, Any]], revision: int) -> list[str]:
         """Register kinds, unless a newer revision has; gives those whose declared schedules give way to ones made by hand."""
         taken: list[str] = (await self._line.fetch(SQL["register"], list(kinds), revision))[0]["taken"]

@@ -50,6 +50,7 @@ def dashboard() -> dict[str, Any]:
                 ("Is it keeping up?", False, KEEPING_UP),
                 ("What fails?", False, FAILING),
                 ("Why?", False, WHY),
+                ("Schedules", True, SCHEDULES),
                 ("Claims and acks", True, CLAIMS),
                 ("The database", True, DATABASE),
                 ("Workers", True, WORKERS),
@@ -69,7 +70,7 @@ def stat(
         "type": "stat",
         "title": title,
         "description": about,
-        "size": (width, 4),
+        "size": (width, 3),
         "targets": [_target(expr, "", instant=True)],
         "fieldConfig": {
             "defaults": {
@@ -210,13 +211,17 @@ WORKING = [
 ]  # fmt: skip
 
 KEEPING_UP = [
-    graph("Oldest ready job", 8, ('max by (queue) (howdah_oldest_ready_seconds{queue=~"$queue"})', "{{queue}}"), unit="s", about="Grows while a queue falls behind; flat and low is well."),
-    graph("Jobs by state", 8, ("sum by (state) (max by (queue, state) (howdah_jobs))", "{{state}}"), stacked=True, about="Live jobs of all queues, told by the leading worker."),
-    graph("Wait until the start", 8,
+    graph("Oldest ready job", 6, ('max by (queue) (howdah_oldest_ready_seconds{queue=~"$queue"})', "{{queue}}"), unit="s", about="Grows while a queue falls behind; flat and low is well."),
+    graph("Jobs by state", 6, ("sum by (state) (max by (queue, state) (howdah_jobs))", "{{state}}"), stacked=True, about="Live jobs of all queues, told by the leading worker."),
+    graph("Wait until the start", 6,
           (f'histogram_quantile(0.5, sum by (le) (rate(howdah_job_wait_seconds_bucket{{queue=~"$queue"}}[{RATE}])))', "p50"),
           (f'histogram_quantile(0.95, sum by (le) (rate(howdah_job_wait_seconds_bucket{{queue=~"$queue"}}[{RATE}])))', "p95"),
           (f'histogram_quantile(0.99, sum by (le) (rate(howdah_job_wait_seconds_bucket{{queue=~"$queue"}}[{RATE}])))', "p99"),
           unit="s", about="From the moment a job was ready until its handler started."),
+    graph("Held back on purpose", 6,
+          ("max by (queue) (howdah_queue_paused_seconds)", "{{queue}} paused"),
+          ("max by (limit) (howdah_limit_oldest_seconds)", "waits at limit {{limit}}"),
+          unit="s", about="Queues that somebody paused, and since when; how long the oldest job has waited at a limit. Nothing here is mended by more workers."),
 ]  # fmt: skip
 
 FAILING = [
@@ -235,11 +240,18 @@ WHY = [
           ("sum(increase(howdah_buried_total[5m]))", "buried"),
           ("sum(increase(howdah_lost_leases_total[5m]))", "lost leases"),
           ("sum(howdah_listener_up == bool 0)", "deaf workers"),
-          about="In five minutes. Rescues: a worker died. Buried: a job that kills workers. Lost leases: acks that came too late. Deaf: LISTEN does not work."),
+          ("sum(max by (queue) (howdah_orphan_jobs)) or vector(0)", "orphans"),
+          about="In five minutes. Rescues: a worker died. Buried: a job that kills workers. Lost leases: acks that came too late. Deaf: LISTEN does not work. Orphans: jobs that no living worker takes."),
     graph("Loop lag and oldest snapshot", 6,
           ("max(howdah_loop_lag_seconds)", "loop lag"),
           ("max(howdah_xmin_held_seconds) or vector(0)", "oldest snapshot"),
           unit="s", about="A handler that blocks the loop; a transaction that keeps vacuum from its work."),
+]  # fmt: skip
+
+SCHEDULES = [
+    graph("Schedules by state", 8, ("max by (state) (howdah_schedules)", "{{state}}"), stacked=True, about="Failing: `howdah doctor` says why. Paused ones fire nothing until somebody resumes them."),
+    graph("Slots", 8, (f"sum by (outcome) (rate(howdah_schedule_slots_total[{RATE}]))", "{{outcome}}"), unit="ops", about="Fired; missed: they came while nobody looked, and the policy gives them up; overlapped: the job before lived."),
+    graph("Overdue", 8, ("max(howdah_schedule_overdue_seconds)", "overdue"), unit="s", about="For how long the schedule that has waited longest ought to have fired; a second or two is normal."),
 ]  # fmt: skip
 
 CLAIMS = [

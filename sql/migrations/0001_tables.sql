@@ -18,9 +18,68 @@ create table howdah.settings (
   singleton          boolean primary key default true check (singleton),
   strict_kinds       boolean not null default false,     -- true: a kind that was never registered is refused
   min_worker_version text    not null default '0.1.0',   -- a worker older than this refuses to run, exit 78
-  limited            boolean not null default false      -- some kind or queue has a limit, see 0012
+  limited            boolean not null default false,     -- some kind or queue has a limit, see 0012
+  advisory_locks     boolean not null default true,      -- false: the server has none, so rows of howdah.locks are locked instead
+  notifications      boolean not null default true       -- false: the server has none, so nobody is told; workers find all by polling
 );
 insert into howdah.settings default values;
+
+-- Rows to be locked where the server has no advisory locks. Nothing is ever written here.
+create table howdah.locks (
+  slot int primary key
+);
+insert into howdah.locks select generate_series(0, 4095);
+
+-- Which of the things that PostgreSQL's kin often lack do not work here, for this login: tried, for some have the names and nothing behind them.
+create function howdah.lacks() returns text[] language plpgsql as $$
+declare
+  missing text[] := '{}';
+begin
+  begin
+    if not pg_try_advisory_xact_lock(7316042, pg_backend_pid())
+       or not exists (select from pg_locks l where l.locktype = 'advisory' and l.classid = 7316042 and l.objid = pg_backend_pid()) then
+      missing := missing || 'advisory_locks'::text;
+    end if;
+  exception when undefined_function or undefined_table or feature_not_supported or insufficient_privilege then
+    missing := missing || 'advisory_locks'::text;
+  end;
+  begin
+    perform pg_notify('howdah_control', 'echo nobody');
+  exception when read_only_sql_transaction then null;   -- a standby
+  when undefined_function or feature_not_supported or insufficient_privilege then
+    missing := missing || 'notifications'::text;
+  end;
+  return missing;
+end $$;
+
+-- Tries a lock that holds to the end of the transaction, and tells whether it is ours. A statement of its own, so that the next one sees what the
+-- holder before has committed. Rows instead of advisory locks: two keys may share a row, which looks like somebody else at work.
+create function howdah.try_lock(class int, key int) returns boolean language plpgsql as $$
+begin
+  if (select s.advisory_locks from howdah.settings s) then return pg_try_advisory_xact_lock(class, key); end if;
+  perform from howdah.locks l where l.slot = case class when 7316042 then key else 8 + (key & 2147483647) % 4088 end for update skip locked;
+  return found;
+end $$;
+
+-- Takes such a lock, waiting no longer than lock_timeout.
+create function howdah.take_lock(class int, key int) returns void language plpgsql as $$
+begin
+  if (select s.advisory_locks from howdah.settings s) then
+    perform pg_advisory_xact_lock(class, key);
+  else
+    perform from howdah.locks l where l.slot = key for update;
+  end if;
+end $$;
+
+-- Tells whoever listens, where the server can, and unless its queue of notifications is more than half full, because somebody listens and sits
+-- in an open transaction. With a full one the commit fails, where nobody can catch it, and that would be our caller's commit. Everything works
+-- without being told, only later.
+create function howdah.notify(channel text, word text) returns void language plpgsql as $$
+begin
+  if (select s.notifications from howdah.settings s) then     -- apart: where the server has none, it has no queue either
+    if pg_notification_queue_usage() < 0.5 then perform pg_notify(channel, word); end if;
+  end if;
+end $$;
 
 -- The live jobs.
 -- No index may ever name lease, leased_by, claimed_at, started_at, attempt, state or progress: claims are heap-only

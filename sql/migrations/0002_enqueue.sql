@@ -95,15 +95,6 @@ begin
   end loop;
 end $$;
 
--- Notifies, unless the server's queue of notifications is more than half full, because somebody listens and sits in an open transaction. With
--- a full one the commit fails, where nobody can catch it, and that would be our caller's commit. Everything works without being told, only later.
-create function howdah.notify(channel text, word text) returns void language plpgsql as $$
-begin
-  if pg_notification_queue_usage() < 0.5 then
-    perform pg_notify(channel, word);
-  end if;
-end $$;
-
 -- Wakes the workers of a queue, if one of them sleeps. NOTIFY takes a lock that all commits share, so a busy system
 -- must not pay for it; a wake that is missed costs at most one poll.
 create function howdah.wake(queue text) returns void language plpgsql as $$

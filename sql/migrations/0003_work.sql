@@ -319,7 +319,7 @@ declare
   queues text[];
 begin
   made := 0;
-  if not pg_try_advisory_xact_lock(7316042, 1) then return; end if;
+  if not howdah.try_lock(7316042, 1) then return; end if;
   with ripe as materialized (
     select e.kind, e.key from howdah.events e where e.due_at <= now() group by e.kind, e.key
     order by min(e.due_at) limit coalesce_events.count),
@@ -419,7 +419,7 @@ declare
   name  text;
 begin
   begin
-    perform pg_advisory_xact_lock(7316042, 2);     -- two makers would wait for each other's names
+    perform howdah.take_lock(7316042, 2);     -- two makers would wait for each other's names
   exception when lock_not_available then           -- the other one's work counts once it is committed
     return (select coalesce(min(n), ahead + 1) from generate_series(0, ahead) n
             where to_regclass(format('howdah.job_history_%s', to_char(today + n, 'YYYYMMDD'))) is null);

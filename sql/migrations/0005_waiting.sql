@@ -228,7 +228,7 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     perform howdah.refuse(array['JB002', 'howdah.settle must see what has just been committed', 'call it at isolation level read committed']);
   end if;
-  if not pg_try_advisory_xact_lock(7316042, 3) then
+  if not howdah.try_lock(7316042, 3) then
     next_in := 1;                                    -- whoever is at it may have looked too early for us, or die
     return;
   end if;

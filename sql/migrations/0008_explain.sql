@@ -179,3 +179,14 @@ begin
   end loop;
   return 'its limits have room, and it starts when a slot of its queue is free.';
 end $$;
+
+-- The kinds whose jobs have failed and wait to be tried again, among the first `count` that are due: how many (`cut`: there may be more), the error that most of
+-- them met, and in how many seconds the next is tried.
+create function howdah.failing(count int default 5000) returns table (kind text, jobs bigint, cut boolean, error text, next_in float8)
+language sql stable security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+with due as materialized (
+  select j.kind, j.attempt, j.errors, j.due_at from howdah.jobs j where j.due_at < 'infinity' order by j.due_at limit failing.count)
+select d.kind, count(*), (select count(*) from due) >= failing.count, mode() within group (order by howdah.last_error(d.errors)),
+  greatest(extract(epoch from min(d.due_at) - clock_timestamp()), 0)::float8
+from due d where d.attempt > 0 and d.errors is not null group by d.kind order by count(*) desc, d.kind $$;

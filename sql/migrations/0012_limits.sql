@@ -98,7 +98,7 @@ declare
   filled   timestamptz;
 begin
   foreach name in array keys loop
-    if not pg_try_advisory_xact_lock(7316043, hashtext(name)) then
+    if not howdah.try_lock(7316043, hashtext(name)) then
       blocked := '';
       return;
     end if;
@@ -193,7 +193,7 @@ begin
       select o.* from howdah.openings o where o.queue = q.queue and o.open_at <= clock_timestamp() order by o.open_at limit looks for update skip locked) o
     group by o.key order by min(o.open_at)
   loop
-    if not pg_try_advisory_xact_lock(7316043, hashtext(spot.key)) then
+    if not howdah.try_lock(7316043, hashtext(spot.key)) then
       busy := true;
       continue;
     end if;
@@ -424,9 +424,38 @@ begin
   if found then opened := opened + 1; end if;
   delete from howdah.buckets b where b.key in (
     select o.key from howdah.buckets o where o.full_at < clock_timestamp() - interval '1 minute' order by o.key limit 1000 for update skip locked)
-    and pg_try_advisory_xact_lock(7316043, hashtext(b.key));
+    and howdah.try_lock(7316043, hashtext(b.key));
   if opened > 0 then
     perform howdah.notify('howdah_control', 'limits');
   end if;
   return opened;
 end $$;
+
+-- How full the limits are: how many run under each, how many wait in its lines and for how long the oldest of these has, in seconds. At most `count`
+-- jobs of a line and 200 lines of a pattern are counted, which `cut` tells: the price does not grow with what waits.
+create function howdah.limit_lines(count int default 1000)
+returns table (name text, concurrency int, rate float8, burst int, set_at timestamptz, keys bigint, running bigint, waiting bigint, cut boolean, oldest float8)
+language sql stable security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+with recursive line as (
+  select l.name, first.gate, 1 as place from howdah.limits l cross join lateral (
+    select j.gate from howdah.jobs j where j.gate >= rtrim(l.name, '*') and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) first
+  union all
+  select line.name, next.gate, line.place + 1 from line cross join lateral (
+    select j.gate from howdah.jobs j where j.gate > line.gate and j.gate is not null and j.due_at is null and not j.suspect order by j.gate limit 1) next
+  where right(line.name, 1) = '*' and starts_with(line.gate, left(line.name, -1)) and line.place < 200),
+mine as materialized (
+  select line.* from line where case when right(line.name, 1) = '*' then (howdah.limit_for(line.gate)).name = line.name else line.gate = line.name end),
+waiting as materialized (
+  select mine.name, sum(w.jobs)::bigint as jobs, bool_or(w.jobs >= limit_lines.count or mine.place >= 200) as cut, min(w.ready_at) as ready_at
+  from mine cross join lateral (
+    select count(*) as jobs, min(few.ready_at) as ready_at from (
+      select j.ready_at from howdah.jobs j where j.gate = mine.gate and j.due_at is null and not j.suspect
+      order by j.gate, j.queue, (10 - j.priority), j.id limit limit_lines.count) few) w
+  group by mine.name),
+held as materialized (
+  select (howdah.limit_for(h.key)).name, count(distinct h.key) as keys, count(*) as running from howdah.holds h group by 1)
+select l.name, l.concurrency, l.rate, l.burst, l.set_at, coalesce(h.keys, 0), coalesce(h.running, 0), coalesce(w.jobs, 0), coalesce(w.cut, false),
+  greatest(extract(epoch from clock_timestamp() - w.ready_at), 0)::float8
+from howdah.limits l left join held h on h.name = l.name left join waiting w on w.name = l.name
+order by l.name $$;

@@ -36,6 +36,9 @@ union all
 select 'howdah_queue_paused_seconds', array[q.name], extract(epoch from clock_timestamp() - q.paused_at)::float8, null
 from howdah.queues q where q.paused_at is not null
 union all
+select * from (select 'howdah_limit_oldest_seconds', array[l.name], coalesce(l.oldest, 0), null::text from howdah.limit_lines(200) l
+  order by l.oldest desc nulls last limit 100) held_back
+union all
 select 'howdah_schedule_overdue_seconds', '{}', coalesce(extract(epoch from max(s.overdue)), 0)::float8, null from howdah.schedule_status s
 union all
 select 'howdah_schedules', array[t.state], (select count(*) from howdah.schedule_status s where

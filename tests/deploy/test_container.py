@@ -96,7 +96,7 @@ async def reaches(jobs: asyncpg.Connection, job: int, wanted: str) -> asyncpg.Re
         assert found["state"] == wanted, (found["state"], found["error"], found["errors"])
         return found
 
-    return await aeventually(look, timeout=20)
+    return await aeventually(look, timeout=60)  # its process for handlers loads the whole application first
 
 
 async def test_it_works_as_nobody_on_a_read_only_root_and_a_stop_drains_with_0(

@@ -63,6 +63,10 @@ async def load(connection: asyncpg.Connection, seconds: float) -> None:
         await connection.execute("select howdah.enqueue('report.build') from generate_series(1, 3)")
         if turn % 4 == 0:
             await connection.execute("select howdah.enqueue('video.cut') from generate_series(1, 6)")
+        if turn == 5:
+            await connection.execute("select howdah.set_limit('kind:video.cut', concurrency => 6)")
+            await connection.execute("select howdah.pause('letters', 'anna')")
+            await connection.execute("select howdah.schedule('counts', '* * * * * *', 'like.count')")
         if turn % 10 == 0:
             await connection.execute("select howdah.enqueue('image.shrink')")
         if turn == 30:

@@ -223,6 +223,18 @@ async def test_pause_and_resume(database: Database, connection: asyncpg.Connecti
     assert said.err == "howdah: nobody has used queue 'mial' yet (known: mail); it is paused all the same\n"
 
 
+async def test_all_queues_are_paused_and_resumed_at_once(database: Database, connection: asyncpg.Connection) -> None:
+    assert (await cli("resume", "--all", url=database)).out == "no queue to be resumed\n"
+    await enqueue_many(connection, {"kind": "work"}, {"kind": "work", "queue": "mail"})
+    assert (await cli("pause", "--all", "--by", "ada", url=database)).out == "paused: default, mail\n"
+    assert await claim(connection) == []
+    assert (await cli("resume", "--all", url=database)).out == "resumed: default, mail\n"
+    assert len(await claim(connection)) == 1
+    for words in (("pause",), ("pause", "mail", "--all"), ("resume",)):
+        said = await cli(*words, url=database)
+        assert (said.code, "--all" in said.complaint) == (2, True)
+
+
 # -- enqueue -----------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.daemon import howdah
-from support.jobs import ack, add_dead_worker, add_worker, claim, crashed, dead, enqueue, enqueue_many
+from support.jobs import ack, add_dead_worker, add_worker, claim, crashed, dead, enqueue, enqueue_many, retried
 from support.logins import login, name_of
 from support.proxy import proxied
 
@@ -79,6 +79,48 @@ async def test_it_names_what_is_wrong_with_the_work(connection: asyncpg.Connecti
     assert told("poison fail: 1 job of kind kills brought down their workers", f"howdah retry {killer}"), lines
     assert told(f"stuck fail: job {late} (work) is held by tester:1, which is dead"), lines
     assert told("workers warn: tester:1", "is dead, silent for 60 s"), lines
+
+
+async def test_it_names_what_holds_jobs_back_and_what_fails(connection: asyncpg.Connection, database: Database) -> None:
+    worker = await add_worker(connection)
+    await connection.execute(
+        "select howdah.set_limit('brake', concurrency => 0), howdah.set_limit('chat:*', rate => 0.01)"
+    )
+    assert "limits" not in await troubles(database.url)
+    await enqueue_many(
+        connection,
+        *({"kind": "work", "limits": ["brake"]} for _ in range(2)),
+        *({"kind": "work", "limits": [f"chat:{n}"]} for n in range(3)),
+        *({"kind": "slow", "queue": "reports"} for _ in range(10)),
+        *({"kind": "quick", "queue": "reports"} for _ in range(5)),
+        *({"kind": "mail", "queue": "mails"} for _ in range(7)),
+    )
+    await claim(connection, worker, kinds=["slow"], queue="reports")
+    failed = await claim(connection, worker, kinds=["mail"], queue="mails")
+    await ack(connection, *(retried(job, delay=60.0) for job in failed))
+    found = await troubles(database.url)
+    level, says, do = found["limits"]
+    assert (level, do) == ("warn", "howdah limit set 'brake' --concurrency N, or howdah limit remove 'brake'")
+    assert says.startswith("brake lets nothing start")
+    assert "2 jobs wait" in says
+    level, says, do = found["failing"]
+    assert says.startswith("7 jobs of kind mail failed and wait to be tried again, the next in ")
+    assert "howdah jobs --kind mail --state retrying" in do
+    assert "queues" not in found
+    await connection.execute(
+        "update howdah.jobs set created_at = created_at - interval '1 h', ready_at = ready_at - interval '1 h', started_at = claimed_at"
+    )
+    lines = [f"{one.topic}: {one.says} → {one.do}" for one in await findings(database.url) if one.level == "warn"]
+    assert any(
+        "limits: chat:* is too narrow for what comes: 0.01 may start in a second; 3 jobs wait, the oldest for 60 min"
+        in line
+        for line in lines
+    ), lines
+    assert any(
+        "queues: reports: 5 ready, the oldest for 60 min; 10 run for a second or more, 10 of them slow" in line
+        and "howdah limit set kind:slow --concurrency N" in line
+        for line in lines
+    ), lines
 
 
 async def test_it_names_who_holds_a_snapshot_with_the_statement_that_frees_it(

@@ -20,10 +20,11 @@ RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "howdah.rules.yml"
 class Prometheus:
     """An async context manager; gone at the end."""
 
-    def __init__(self, folder: Path, targets: Sequence[str]) -> None:
+    def __init__(self, folder: Path, targets: Sequence[str], *, rules: str | None = None) -> None:
+        """`rules`: others than the project's."""
         self._folder = folder / "prometheus"
         self._folder.mkdir()
-        (self._folder / "howdah.rules.yml").write_text(RULES.read_text(encoding="utf-8"), encoding="utf-8")
+        (self._folder / "howdah.rules.yml").write_text(rules or RULES.read_text(encoding="utf-8"), encoding="utf-8")
         (self._folder / "prometheus.yml").write_text(
             json.dumps(
                 {
@@ -57,6 +58,15 @@ class Prometheus:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    @property
+    def address(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self._port}"
+
+    async def firing(self) -> set[str]:
+        """Give the names of the alerts that fire."""
+        return {one["metric"]["alertname"] for one in await self.ask('ALERTS{alertstate="firing"}')}
 
     async def ask(self, expr: str) -> list[dict[str, Any]]:
         """Give what an expression is now."""

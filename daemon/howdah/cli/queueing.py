@@ -28,14 +28,21 @@ def queue_name(text: str) -> str:
 
 @click.command()
 @database_option
-@click.argument("queue", type=queue_name)
+@click.argument("queue", type=queue_name, required=False)
+@click.option("--all", "everything", is_flag=True, help="Every queue that is known: of workers, kinds and live jobs.")
 @click.option("--by", metavar="NAME", help="Who pauses it [default: user@host].")
-def pause(*, queue: str, by: str | None, **flags: Any) -> None:
+def pause(*, queue: str | None, everything: bool, by: str | None, **flags: Any) -> None:
     """Let no worker claim from a queue any more; what runs goes on. It holds until howdah resume, whatever restarts.
 
     \b
     howdah pause mail
+    howdah pause --all            # of a restored backup, before a worker starts on it
     """
+    if everything == (queue is not None):
+        raise click.UsageError("say which queue, or --all")
+    if queue is None:
+        click.echo(one_line(_several(with_connection("pause", flags, _pause_all, by or somebody()), "paused")))
+        return
     known = with_connection("pause", flags, _pause, queue, by or somebody())
     if queue not in known:
         others = f" (known: {listed(known, 10)})" if known else ""
@@ -47,13 +54,20 @@ def pause(*, queue: str, by: str | None, **flags: Any) -> None:
 
 @click.command()
 @database_option
-@click.argument("queue", type=queue_name)
-def resume(*, queue: str, **flags: Any) -> None:
+@click.argument("queue", type=queue_name, required=False)
+@click.option("--all", "everything", is_flag=True, help="Every queue that is paused.")
+def resume(*, queue: str | None, everything: bool, **flags: Any) -> None:
     """Let a queue be claimed again, and wake its workers.
 
     \b
     howdah resume mail
+    howdah resume --all
     """
+    if everything == (queue is not None):
+        raise click.UsageError("say which queue, or --all")
+    if queue is None:
+        click.echo(one_line(_several(with_connection("resume", flags, _resume_all), "resumed")))
+        return
     was_paused = with_connection("resume", flags, _resume, queue)
     click.echo(one_line(f"queue {queue} is resumed" if was_paused else f"queue {queue} was not paused"))
 
@@ -94,6 +108,28 @@ async def _pause(connection: asyncpg.Connection, queue: str, by: str) -> list[st
     known = await known_queues(connection)
     await connection.execute(SQL["pause"], queue, by)
     return known
+
+
+async def _pause_all(connection: asyncpg.Connection, by: str) -> list[str]:
+    """Pause every known queue in one commit; gives their names."""
+    async with connection.transaction():
+        names = await known_queues(connection)
+        for name in names:
+            await connection.execute(SQL["pause"], name, by)
+    return names
+
+
+async def _resume_all(connection: asyncpg.Connection) -> list[str]:
+    """Resume every paused queue in one commit; gives their names."""
+    async with connection.transaction():
+        names = [row["name"] for row in await connection.fetch(SQL["paused_queues"])]
+        for name in names:
+            await connection.execute(SQL["resume_queue"], name)
+    return names
+
+
+def _several(names: list[str], what: str) -> str:
+    return f"{what}: {', '.join(names)}" if names else f"no queue to be {what}"
 
 
 async def _resume(connection: asyncpg.Connection, queue: str) -> bool:

@@ -23,6 +23,7 @@ PATIENCE = 35.0
 EXAMINATIONS: dict[str, Examination] = {
     "server": server.examine_server,
     "schema": schema.examine_version,
+    "lacks": server.examine_lacks,
     "roles": schema.examine_roles,
     "indexes": schema.examine_indexes,
     "history": schema.examine_history,
@@ -33,9 +34,11 @@ EXAMINATIONS: dict[str, Examination] = {
     "workers": work.examine_workers,
     "paused": work.examine_paused,
     "queues": work.examine_ready,
+    "limits": work.examine_limits,
     "orphans": work.examine_orphans,
     "schedules": schedules.examine_schedules,
     "stuck": work.examine_stuck,
+    "failing": work.examine_failing,
     "dead": work.examine_dead,
 }
 

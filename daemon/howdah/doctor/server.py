@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from howdah.doctor.finding import fail, ok, span, unseen, warn
 from howdah.queries import read_query
+from howdah.standing import WITHOUT
 
 if TYPE_CHECKING:
     import asyncpg
@@ -57,6 +58,26 @@ async def examine_server(connection: asyncpg.Connection) -> list[Finding]:
             )
         )
     return findings or [ok("server", f"PostgreSQL {str(row['version']).split()[0]}, takes writes")]
+
+
+async def examine_lacks(connection: asyncpg.Connection) -> list[Finding]:
+    """See what of PostgreSQL this server does not have, or this login may not use."""
+    findings = []
+    for row in await connection.fetch(read_query("lacks")):
+        name, instead = WITHOUT[row["missing"]]
+        says = f"the server has no {name} for this login"
+        if row["needed"]:
+            do = f"stop all workers, then howdah migrate, or update howdah.settings set {row['missing']} = false"
+            findings.append(fail("lacks", f"{says}, and the schema relies on them: no worker starts", do))
+        else:
+            findings.append(
+                warn(
+                    "lacks",
+                    f"{says}: {instead}",
+                    "nothing is lost; see docs/operating.md, Servers that are nearly PostgreSQL",
+                )
+            )
+    return findings or [ok("lacks", "nothing: advisory locks and notifications are there")]
 
 
 async def examine_snapshots(connection: asyncpg.Connection) -> list[Finding]:

@@ -20,6 +20,15 @@ ANSWER = 3.0
 #: Other people's sessions are to be found within so many transactions, if there is a pooler that gives them to us.
 TRIES = 10
 
+#: What a server says that has neither. On a standby: it does not do that.
+_LACKING = (
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.PostgresSyntaxError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
 _POOLER = "let HOWDAH_LISTEN_DATABASE_URL lead straight to the server (or have the pooler keep sessions)"
 
 
@@ -70,6 +79,14 @@ async def examine_listen(url: str, name: str) -> list[Finding]:
             await connection.add_listener("howdah_control", hear)
             await connection.execute("select pg_notify('howdah_control', $1)", token)
             await heard.wait()
+    except _LACKING as error:
+        return [
+            warn(
+                "listen",
+                f"{name} leads to a server without LISTEN and NOTIFY ({error}): workers poll",
+                "nothing is lost; jobs start up to 0.2 s later",
+            )
+        ]
     except TimeoutError:
         return [
             fail(

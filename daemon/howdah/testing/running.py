@@ -218,5 +218,5 @@ where j.kind = any ($1) and j.queue = any ($2) and j.lease is null and j.due_at 
 
 _PULL_EVENTS = """
 with pulled as (update howdah.events set due_at = clock_timestamp() where kind = any ($1) and due_at > clock_timestamp() returning 1)
-select count(*), pg_notify('howdah_control', 'due') from pulled having count(*) > 0
+select count(*), howdah.notify('howdah_control', 'due') from pulled having count(*) > 0
 """
