@@ -41,6 +41,9 @@ RETRY_PAUSE = 0.05
 LANE_GRACE = 0.5
 #: While nobody hears wakes, polls are at most so many seconds apart.
 DEAF_POLL = 0.2
+#: While they are heard, polls go on growing to so many times the interval: a job is found by a poll alone if its transaction enqueued while nobody
+#: slept and stayed open since, and then it waits for about half of that time at most.
+QUIET_POLLS = 15
 
 
 class Plan(NamedTuple):
@@ -273,7 +276,7 @@ class Claimer:
             self._poll = FIRST_POLL
             return
         began = monotonic()
-        longest = DEAF_POLL if self._is_deaf() else self._poll_interval
+        longest = DEAF_POLL if self._is_deaf() else self._poll_interval * QUIET_POLLS
         poll = min(self._poll, longest)
         try:
             async with asyncio.timeout(min(poll, max(self._next_look - began, 0.0)) if self._woken else poll):

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("figures")
 
 TTL = 1
-#: Transactions a second of an idle daemon: 1.47 over a minute, and what happens every ten seconds may fall on both edges of a window.
-IDLE_RATE = 1.6
-#: How long the idle daemon is watched; a minute where somebody wants to know it exactly.
-IDLE_SECONDS = float(os.environ.get("HOWDAH_TEST_IDLE_SECONDS", "15"))
+#: Transactions a second of an idle daemon, and how many that happen every ten seconds or more seldom may fall on both edges of a window.
+IDLE_RATE, AT_THE_EDGES = 0.5, 4
+#: How long the idle daemon is watched; a minute or more where somebody wants to know it exactly.
+IDLE_SECONDS = float(os.environ.get("HOWDAH_TEST_IDLE_SECONDS", "40"))
 
 
 @pytest.fixture
@@ -275,9 +275,9 @@ async def test_an_idle_daemon_costs_next_to_nothing(
           execute format('alter table %s set (autovacuum_enabled = off)', name);
         end loop; end $$"""
     )
-    # The polls grow from 2 ms to a second, and an idle session tells of its last transactions after 10 s at most: late words of
-    # what came before may fall into one window, but not into all.
-    await asyncio.sleep(11)
+    # The polls grow from 2 ms to fifteen seconds, the gap always a third of what has passed, and an idle session tells of its last
+    # transactions after 10 s at most: late words of what came before may fall into one window, but not into all.
+    await asyncio.sleep(35)
     server = await connect_to(Database(database.url.replace(database.name, "postgres"), "postgres"))
     try:
         for _ in range(3):
@@ -287,15 +287,13 @@ async def test_an_idle_daemon_costs_next_to_nothing(
             seconds = time.monotonic() - began
             rate = (await committed(server, database.name) - transactions) / seconds
             share = (cpu_seconds(worker) - cpu) / seconds
-            if rate <= IDLE_RATE:
+            if rate <= IDLE_RATE + AT_THE_EDGES / seconds:
                 break
     finally:
         server.terminate()
     memory = rss(worker)
     log.warning("idle %d s: %.2f transactions/s, %.2f %% CPU, %.1f MB", seconds, rate, share * 100, memory / 1e6)
-    assert (
-        rate <= 1.5 + 2 / seconds
-    )  # what happens every ten seconds or more seldom may fall on both edges of a short window
+    assert rate <= IDLE_RATE + AT_THE_EDGES / seconds
     assert share < (0.005 if IDLE_SECONDS >= 60 else 0.01)
     assert memory < 90e6
 
