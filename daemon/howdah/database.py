@@ -57,8 +57,7 @@ _SOCKET = {
 _SESSION = {
     "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
-    # A statement that we give up must not be waiting for a lock on the server still: it would take effect when nobody knows of it.
-    "lock_timeout": f"{CALL_TIMEOUT * 5 / 6:.0f}s",
+    "lock_timeout": "0",
     "idle_session_timeout": "0",
     "search_path": SEARCH_PATH,
 }
@@ -172,6 +171,8 @@ class Line:
             raw_json=self._raw_json,
             statement_cache_size=self._statement_cache_size,
             limit=min(max(2 * self._patience, LEAST_CONNECT_TIMEOUT), CONNECT_TIMEOUT),
+            # A statement that we give up must not be waiting for a lock on the server still: it would take effect when nobody knows of it.
+            lock_timeout=self._patience * 5 / 6,
         )
         self._connected_before = True
         return self._connection
@@ -189,8 +190,11 @@ async def connect(
     raw_json: bool = False,
     statement_cache_size: int = STATEMENTS,
     limit: float = CONNECT_TIMEOUT,
+    lock_timeout: float = 0.0,
 ) -> asyncpg.Connection:
     """Connect, trying for as long as the database is away: often at first, then every second or so; each try gets `limit` seconds.
+
+    No statement waits for a lock longer than `lock_timeout` seconds; 0: for as long as it takes.
 
     What no waiting heals (wrong password, no such database) is raised as the server said it.
     """
@@ -204,12 +208,15 @@ async def connect(
             # All of it: the wire may fall silent after any word.
             async with asyncio.timeout(limit):
                 kept = await statements_kept(url, statement_cache_size)
-                return await _open(url, name=name, raw_json=raw_json, statement_cache_size=kept)
+                settings = {"lock_timeout": f"{lock_timeout * 1000:.0f}ms"}
+                return await _open(url, settings, name=name, raw_json=raw_json, statement_cache_size=kept)
     raise AssertionError("unreachable: the loop above ends by return or raise")
 
 
-async def _open(url: str, *, name: str, raw_json: bool, statement_cache_size: int) -> asyncpg.Connection:
-    settings = {"application_name": f"howdah {name}"} | (_SESSION | KEEPALIVES if _DIRECT.get(url) else {})
+async def _open(
+    url: str, session: dict[str, str], *, name: str, raw_json: bool, statement_cache_size: int
+) -> asyncpg.Connection:
+    settings = {"application_name": f"howdah {name}"} | (_SESSION | KEEPALIVES | session if _DIRECT.get(url) else {})
     connection = await asyncpg.connect(
         url, timeout=CONNECT_TIMEOUT, statement_cache_size=statement_cache_size, server_settings=settings
     )
