@@ -290,9 +290,8 @@ class Service:
         parts.metrics.draining.set(1)
         parts.claimer.stop()
         parts.limited.stop()
-        # The claim that is on its way must be known before the hand is given back.
-        await self._within(asyncio.shield(self._tasks["claimer"]))
-        await self._within(asyncio.shield(self._tasks["limited"]))
+        # The claims that are on their way must be known before the hand is given back.
+        await asyncio.gather(*(self._within(asyncio.shield(self._tasks[name])) for name in ("claimer", "limited")))
         drain = Drain(
             slots=parts.slots,
             executor=parts.executor,

@@ -29,7 +29,7 @@ WITHIN = TTL + 2 + 4.0
 REPLIES = {
     "a claim": Trap("howdah.claim_ready", "reply"),
     "a claim of limited jobs": Trap("howdah.claim_limited", "reply"),
-    "an ack": Trap("howdah.ack(", "reply"),
+    "an ack": Trap("howdah.ack_completed", "reply"),
     "a handler's complete": Trap("howdah.complete", "reply", "handler"),
     "a handler's COMMIT": Trap("COMMIT", "reply", "handler"),
     "an ack_with": Trap("howdah.ack_with", "reply"),
@@ -41,8 +41,8 @@ REPLIES = {
 #: Broken off in the middle.
 MIDDLES = {
     "a claim's rows": Trap("howdah.claim_ready", "rows", least=3),
-    "an ack's arguments": Trap("howdah.ack(", "arguments"),
-    "an ack, before the word that commits it": Trap("howdah.ack(", "sync"),
+    "an ack's arguments": Trap("howdah.ack_completed", "arguments"),
+    "an ack, before the word that commits it": Trap("howdah.ack_completed", "sync"),
     "a claim, before the word that commits it": Trap("howdah.claim_ready", "sync"),
     "a handler's complete, before the word that ends it": Trap("howdah.complete", "sync"),
     "a chained job's arguments": Trap("howdah.ack_with", "arguments"),

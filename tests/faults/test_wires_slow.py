@@ -61,7 +61,7 @@ async def test_over_a_slow_wire_jobs_run_once_and_when_it_is_fast_again_the_work
         figures.faults = 1
         ids += [row["id"] for row in await enqueue_many(connection, *jobs)]
         if not names or "beat" in names:  # who cannot beat lets go, and the other takes over meanwhile
-            await aeventually(lambda: has_ended(connection, *ids), timeout=15 * TTL)
+            await aeventually(lambda: has_ended(connection, *ids), timeout=30 * TTL)
         else:
             await asyncio.sleep(3 * TTL)  # the delay itself; what runs here cannot be acked before its end
         wire.heal()

@@ -29,7 +29,7 @@ CALM = 40.0
 SEED = int(os.environ.get("HOWDAH_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 STATEMENTS = (
-    "howdah.claim_ready", "howdah.claim_limited", "howdah.claim_suspect", "howdah.ack(", "howdah.ack_with", "howdah.ack_fate",
+    "howdah.claim_ready", "howdah.claim_limited", "howdah.claim_suspect", "howdah.ack(", "howdah.ack_completed", "howdah.ack_with", "howdah.ack_fate",
     "howdah.complete", "COMMIT", "howdah.keep_step", "worker_beat", "howdah.rescue(", "j.lease = any", "p.promoted",
 )  # fmt: skip
 
