@@ -95,9 +95,9 @@ async def test_a_job_whose_worker_dies_around_its_ack_ends_once(
         gate, holds = Gate(connection), list[Hold]()
         match point:
             case "returned":
-                holds = [wire.hold_question(words) for words in ("howdah.ack(", "COMMIT")]
+                holds = [wire.hold_question(words) for words in ("howdah.ack_completed(", "COMMIT")]
             case "answered":
-                holds = [wire.hold_answer(words) for words in ("howdah.ack(", "COMMIT")]
+                holds = [wire.hold_answer(words) for words in ("howdah.ack_completed(", "COMMIT")]
             case _:
                 await gate.shut(*END)
         jobs = [await enqueue(connection, kind) for kind in ("innocent", "effect")]

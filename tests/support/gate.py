@@ -26,7 +26,7 @@ class Gate:
     async def shut(self, table: str, event: str, rows: str) -> Gate:
         """Let nobody through any more who writes such rows."""
         await self._connection.execute(
-            f"""create function public.wait_at_gate() returns trigger language plpgsql security definer as $$
+            f"""create function public.wait_at_gate() returns trigger language plpgsql security definer set lock_timeout = 0 as $$
             begin
               perform pg_advisory_xact_lock_shared({_LOCK});
               return null;
@@ -39,7 +39,7 @@ class Gate:
     async def shut_at(self, function: str) -> Gate:
         """Let nobody through any more who has just made a function whose name begins so: a migration, in its middle."""
         await self._connection.execute(
-            f"""create function public.wait_at_gate() returns event_trigger language plpgsql as $$
+            f"""create function public.wait_at_gate() returns event_trigger language plpgsql set lock_timeout = 0 as $$
             begin
               if exists (select from pg_event_trigger_ddl_commands() c where starts_with(c.object_identity, '{function}')) then
                 perform pg_advisory_xact_lock_shared({_LOCK});
