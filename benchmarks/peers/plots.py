@@ -50,7 +50,7 @@ def _figures(results: Results) -> Iterator[tuple[str, Any]]:
     if results.cases("latency"):
         yield (
             "latency",
-            _bars(results, "latency", "idle", "p50", label="ms from enqueue to start, p50 (line: to p99)", until="p99"),
+            _bars(results, "latency", "idle", "p50", label="ms from enqueue to start, p50 (line: p99)", until="p99"),
         )
     if cases := results.cases("snapshot"):
         yield "snapshot", _tenths(results, cases[0])
@@ -67,8 +67,9 @@ def _bars(results: Results, workload: str, case: str, figure: str, *, label: str
     axes.bar_label(bars, [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in values], padding=3)
     if until is not None:
         longest = [results.median(workload, case, peer, until) or 0 for peer in peers]
-        axes.hlines(peers, values, longest, color="#334155", linewidth=1)
+        axes.scatter(longest, peers, marker="|", color="#334155", s=120)
         axes.set_xscale("log")
+        axes.set_xlim(left=min(1, min(values) / 2))
     axes.set_xlabel(f"{label} · {case}" if until is None else label)
     return picture
 
