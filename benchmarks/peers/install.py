@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,19 @@ class Installed:
     command: tuple[str, ...]
     environment: dict[str, str]
     versions: dict[str, str]
+
+
+def folder_for(server: str) -> Path:
+    """Make a folder on disk for a server of this run, and remove those of runs that were killed."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for folder in CACHE.glob(f"{server}-*-*"):
+        try:
+            os.kill(int(folder.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:
+            continue
+    return Path(tempfile.mkdtemp(prefix=f"{server}-{os.getpid()}-", dir=CACHE))
 
 
 def install(peer: Peer) -> Installed:

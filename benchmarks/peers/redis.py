@@ -7,14 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from howdah.embedded.process import BoundProcess
-from peers.install import CACHE
+from peers.install import folder_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +32,7 @@ def redis_running(*, wanted: bool) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="redis-", dir=CACHE))
+    folder = folder_for("redis")
     options = {
         "port": port,
         "bind": "127.0.0.1",

