@@ -55,7 +55,9 @@ def _parts(results: Results) -> dict[str, Callable[[], str]]:
         "latency": part("latency", lambda: tables.figures_table(results, "latency", LATENCY, "idle")),
         "load": part(
             "load",
-            lambda: tables.figures_table(results, "load", {"rate": "jobs/s", **LATENCY}, "half of the peak"),
+            lambda: tables.figures_table(
+                results, "load", {"rate": "jobs/s", "late": "sender behind, s", **LATENCY}, "half of the peak"
+            ),
         ),
         "enqueue": part(
             "enqueue",
