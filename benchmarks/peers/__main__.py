@@ -121,4 +121,7 @@ async def _measure(bench: Bench, workload: Workload, peer: Peer, number: int) ->
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: what was measured is in the newest results, for ./dev peers --report")
