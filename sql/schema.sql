@@ -1093,8 +1093,10 @@ end $$;
 -- with the second it is dead; an at-most-once job that had started is dead. There is no index to go by, on purpose:
 -- looking at workers comes first, and only a dead one costs a scan.
 -- Beats say who lives only while the clock runs evenly: a step makes all look dead, or the dead alive. The caller, whose own monotonic clock nobody
--- sets, tells what this one should show (`expected`) and for how many seconds it has run `even`ly; null: it vouches for it.
-create function howdah.rescue(count int default 10000, expected timestamptz default null, even float8 default null) returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
+-- sets, tells what this one should show (`expected`) and for how many seconds it has run `even`ly; null: it vouches for it. Nobody rescues its own jobs:
+-- a worker that was frozen, and that nobody took for dead, just beats again.
+create function howdah.rescue(count int default 10000, expected timestamptz default null, even float8 default null, rescuer bigint default null)
+returns table (worker bigint, name text, rescued int, buried int, beat_age float8)
 language plpgsql as $$
 #variable_conflict use_variable
 declare
@@ -1104,10 +1106,10 @@ declare
   quiet timestamptz := greatest(pg_postmaster_start_time(), (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a));
 begin
   for dead in select w.* from howdah.workers w
-              where w.beat_at = 'epoch'                                             -- it has left and said so
+              where w.id is distinct from rescuer and (w.beat_at = 'epoch'                                             -- it has left and said so
                  or abs(extract(epoch from clock_timestamp() - w.beat_at)) > extract(epoch from w.ttl)   -- ahead: it died before the clock was set back
                 and (quiet < clock_timestamp() - w.ttl or quiet > clock_timestamp())
-                and (even is null or even >= extract(epoch from w.ttl) and clock_timestamp() between expected - w.ttl / 3 and expected + w.ttl / 3)
+                and (even is null or even >= extract(epoch from w.ttl) and clock_timestamp() between expected - w.ttl / 3 and expected + w.ttl / 3))
               order by w.id for update skip locked loop
     select array_agg(j.id) as ids, array_agg(j.lease) as leases, array_agg(j.outcome) as outcomes, count(*) as jobs,
            array_agg(case j.outcome when 'crashed' then jsonb_build_object('type', 'WorkerDied', 'message', j.reason) end) as errors

@@ -46,6 +46,7 @@ class Maintenance:
         store: Store,
         vitals: Vitals,
         metrics: Metrics,
+        worker: Callable[[], int],
         ttl: float,
         history_days: int,
         on_ready: Callable[[], None],
@@ -58,6 +59,7 @@ class Maintenance:
         self._store = store
         self._vitals = vitals
         self._metrics = metrics
+        self._worker = worker
         self._ttl = ttl
         self._history_days = history_days
         self._on_ready = on_ready
@@ -149,7 +151,7 @@ class Maintenance:
         """Take back the jobs of dead workers; gives the seconds until the next worker can be dead."""
         sent = monotonic()
         dead, next_in, clock = await self._store.rescue(
-            RESCUE_BATCH, self._evenness.expected(), self._evenness.seconds()
+            RESCUE_BATCH, self._evenness.expected(), self._evenness.seconds(), rescuer=self._worker()
         )
         if step := self._evenness.note(clock, sent=sent, received=monotonic()):
             log.warning("the database's clock was set", extra={"seconds": round(step, 1)})

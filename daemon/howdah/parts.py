@@ -179,6 +179,7 @@ class Parts:
             store=self.store,
             vitals=self.vitals,
             metrics=self.metrics,
+            worker=lambda: self.vitals.worker,
             ttl=config.lease_ttl,
             history_days=config.history_days,
             on_ready=self.claimer.wake,

@@ -262,13 +262,13 @@ class Store:
         return row[0], row[1]
 
     async def rescue(
-        self, count: int, expected: datetime | None, even: float
+        self, count: int, expected: datetime | None, even: float, *, rescuer: int
     ) -> tuple[list[dict[str, Any]], float | None, datetime]:
-        """Take back the jobs of dead workers; gives a dict for each, the seconds until the next can be dead, and the database's clock.
+        """Take back the jobs of dead workers other than the rescuer; gives a dict for each, the seconds until the next can be dead, and the database's clock.
 
         `expected` is what that clock is thought to show, having run evenly for `even` seconds.
         """
-        rows = await self._line.fetch(SQL["rescue"], count, expected, even)
+        rows = await self._line.fetch(SQL["rescue"], count, expected, even, rescuer)
         return [dict(row) for row in rows if row["worker"] is not None], rows[0]["next_in"], rows[0]["clock"]
 
     async def held(self, worker: int) -> set[tuple[int, int]]:

@@ -818,8 +818,20 @@ async def test_a_beat_tells_of_suspects(connection: asyncpg.Connection) -> None:
 # -- rescue -----------------------------------------------------------------------------------------------------------
 
 
-async def rescue(connection: asyncpg.Connection, count: int = 10_000) -> list[asyncpg.Record]:
-    return await connection.fetch("select * from howdah.rescue($1)", count)
+async def rescue(
+    connection: asyncpg.Connection, count: int = 10_000, *, rescuer: int | None = None
+) -> list[asyncpg.Record]:
+    return await connection.fetch("select * from howdah.rescue($1, rescuer => $2)", count, rescuer)
+
+
+async def test_nobody_rescues_its_own_jobs(connection: asyncpg.Connection) -> None:
+    frozen, dead = [await add_dead_worker(connection) for _ in range(2)]
+    for worker in (frozen, dead):
+        await enqueue(connection)
+        await claim_one(connection, worker)
+    assert [row["worker"] for row in await rescue(connection, rescuer=frozen)] == [dead]
+    assert await connection.fetch("select leased_by from howdah.jobs where lease is not null") == [(frozen,)]
+    assert [row["worker"] for row in await rescue(connection)] == [frozen]
 
 
 async def test_the_jobs_of_a_dead_worker_come_back_as_suspects_with_nothing_counted(
