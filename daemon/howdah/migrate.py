@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from howdah.errors import MigrationError
+from howdah.errors import MigrationError, RightsError
 from howdah.queries import sql_folder
 from howdah.rights import SEARCH_PATH, apply_rights, owner
 
@@ -109,8 +109,10 @@ async def _migrate(
         # A newer schema has rights of which this release knows nothing.
         if source == ENGINE and len(applied) <= len(migrations):
             await apply_rights(connection, roles=roles)
-            async with owner(connection):
-                await connection.execute(ADAPT)
+            # Whoever may not be the owner has nothing to change here, or is told so by the worker that does not start.
+            with suppress(RightsError):
+                async with connection.transaction(), owner(connection):
+                    await connection.execute(ADAPT)
         await look_up_in(connection, theirs)
     return [migration.name for migration in pending]
 

@@ -41,7 +41,8 @@ async def migration_script(connection: asyncpg.Connection | None, *, app: Path |
             parts += [_expect(source, migrations[0].version - 1), *(_step(source, one) for one in migrations)]
         if source == ENGINE and (connection is None or not await is_ahead(connection)):
             parts.append(rights_sql(roles=True) if roles else _as_owner(rights_sql(roles=False)))
-            parts.append(_as_owner(f"{ADAPT};"))
+            if migrations:
+                parts.append(_as_owner(f"{ADAPT};"))
     return "\n\n".join([*parts, "commit;"]) + "\n"
 
 

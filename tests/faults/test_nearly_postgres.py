@@ -132,3 +132,21 @@ async def most_at_once(connection: Any, which: str) -> int:
           union all select r.ended_at, -1 from public.runs r join howdah.job_history h on h.id = r.job where {which}) steps) opened"""
     )
     return most
+
+
+async def test_rows_that_are_locked_instead_keep_others_out_until_the_commit(kin: Database) -> None:
+    async with login(kin, "howdah_worker") as worker_login:
+        one, other = await connect_to(worker_login), await connect_to(worker_login)
+        try:
+            begun = one.transaction()
+            await begun.start()
+            for key in (-7, 2147483647, 1):
+                assert await one.fetchval("select howdah.try_lock(7316043, $1)", key)
+                assert await one.fetchval("select howdah.try_lock(7316043, $1)", key), "it is ours already"
+                assert not await other.fetchval("select howdah.try_lock(7316043, $1)", key)
+            assert await other.fetchval("select howdah.try_lock(7316043, 8) and howdah.try_lock(7316042, 1)")
+            await begun.commit()
+            assert await other.fetchval("select howdah.try_lock(7316043, -7)")
+        finally:
+            one.terminate()
+            other.terminate()
