@@ -42,7 +42,7 @@ from howdah.transactions import Transactions
 from howdah.vitals import Vitals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable
 
     from howdah.chaining import Chain
     from howdah.config import Config
@@ -101,7 +101,7 @@ class Parts:
             store=Store(self._lines["chain"]),
             metrics=self.metrics,
             keep_history=config.history_days > 0,
-            on_written=self._note_written,
+            on_written=lambda attempts: self.limited.written(attempts),
         )
         self.acker = Acker(
             store=Store(self._lines["ack"]),
@@ -109,7 +109,7 @@ class Parts:
             metrics=self.metrics,
             keep_history=config.history_days > 0,
             on_relief=self._wake,
-            on_written=self._note_written,
+            on_written=lambda attempts: self.limited.written(attempts),
         )
         self.metrics.loop_lag.set_function(self.vitals.loop_lag)
         self.executor = Executor(
@@ -221,13 +221,6 @@ class Parts:
             self.chainer.put(attempt, chain)
         if attempt.delay is not None:
             self.maintenance.due(attempt.delay)
-
-    def _note_written(self, attempts: Sequence[Attempt]) -> None:
-        """Set the alarms anew: a delay counts from the ack, which may come later than the alarm that was set when the attempt ended."""
-        self.limited.written(attempts)
-        for attempt in attempts:
-            if attempt.delay is not None:
-                self.maintenance.due(attempt.delay)
 
     def _wake(self) -> None:
         self.claimer.wake()
