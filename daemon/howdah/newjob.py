@@ -220,10 +220,11 @@ def _time(name: str, value: Any) -> str:
 
 
 def _span(name: str, value: Any) -> str:
-    """Give seconds, and never days: a day of PostgreSQL's has 23 hours where the clocks change."""
+    """Give hours and seconds: a day of PostgreSQL's has 23 hours where the clocks change, and 14 reads no more than 2^31 of a unit."""
     if isinstance(value, timedelta):
-        microseconds = value // timedelta(microseconds=1)
-        return f"{microseconds} microseconds"
+        sign, length = ("-", -value) if value < timedelta() else ("", value)
+        hours, rest = divmod(length, timedelta(hours=1))
+        return f"{sign}{hours} hours {sign}{rest.seconds}.{rest.microseconds:06d} seconds"
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not math.isfinite(value):
         raise _wrong(name, value, "seconds or a timedelta")
     return f"{float(value):.6f} seconds"

@@ -53,7 +53,7 @@ def write(
         f"# {hour} of load and faults",
         "",
         f"`{command}`, which made this page and the picture: three workers, a steady stream of {rate:,.0f} jobs/s for {minutes:g} minutes, and every 5 to 15",
-        f"seconds a fault. {measured} Of the jobs {mix} (writes in one commit with its completion; fails up to twice;",
+        f"seconds a fault.{measured and ' '}{measured} Of the jobs {mix} (writes in one commit with its completion; fails up to twice;",
         "has a key and comes seconds later; has a limit of 20; holds a slot for a second), the rest does nothing. Worker 1 is frozen and cut off like the others but",
         f"never killed, so that its memory can be watched; a supervisor starts the others again. `HOWDAH_LEASE_TTL` is {TTL} s.",
         "",

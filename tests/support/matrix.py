@@ -63,7 +63,7 @@ class Cell:
 
 def main(*wanted: str) -> None:
     """Run the cells and print the table."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     cells = [Cell(f"postgresql-{version}", OF_SERVERS, "not long and not costs and not deploy") for version in SERVERS]
     cells += [
         Cell(f"python{version}", OF_PYTHONS, "not long and not costs and not deploy and not faults")

@@ -58,9 +58,9 @@ def test_a_payload_that_is_not_json_is_refused_and_not_mended(payload: Any) -> N
     [
         (5, "5.000000 seconds"),
         (0.25, "0.250000 seconds"),
-        (timedelta(days=1), "86400000000 microseconds"),
-        (timedelta(microseconds=1), "1 microseconds"),
-        (timedelta(seconds=-1), "-1000000 microseconds"),
+        (timedelta(days=1), "24 hours 0.000000 seconds"),
+        (timedelta(microseconds=1), "0 hours 0.000001 seconds"),
+        (timedelta(seconds=-1), "-0 hours -1.000000 seconds"),
     ],
 )
 def test_a_delay_is_seconds_and_a_day_has_24_hours(span: Any, text: str) -> None:
