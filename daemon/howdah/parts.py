@@ -42,7 +42,7 @@ from howdah.transactions import Transactions
 from howdah.vitals import Vitals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from howdah.chaining import Chain
     from howdah.config import Config
@@ -101,7 +101,7 @@ class Parts:
             store=Store(self._lines["chain"]),
             metrics=self.metrics,
             keep_history=config.history_days > 0,
-            on_written=lambda attempts: self.limited.written(attempts),
+            on_written=self._note_written,
         )
         self.acker = Acker(
             store=Store(self._lines["ack"]),
@@ -109,7 +109,7 @@ class Parts:
             metrics=self.metrics,
             keep_history=config.history_days > 0,
             on_relief=self._wake,
-            on_written=lambda attempts: self.limited.written(attempts),
+            on_written=self._note_written,
         )
         self.metrics.loop_lag.set_function(self.vitals.loop_lag)
         self.executor = Executor(
@@ -215,13 +215,18 @@ class Parts:
         )
 
     def put(self, attempt: Attempt, chain: Chain | None = None) -> None:
-        """Hand an outcome to whoever writes it, and set the alarm for what comes back later."""
+        """Hand an outcome to whoever writes it."""
         if chain is None:
             self.acker.put(attempt)
         else:
             self.chainer.put(attempt, chain)
-        if attempt.delay is not None:
-            self.maintenance.due(attempt.delay)
+
+    def _note_written(self, attempts: Sequence[Attempt]) -> None:
+        """Set the alarm for what comes back later, whose delay counts from the ack: an alarm before it would find nothing."""
+        for attempt in attempts:
+            if attempt.delay is not None:
+                self.maintenance.due(attempt.delay)
+        self.limited.written(attempts)
 
     def _wake(self) -> None:
         self.claimer.wake()
