@@ -161,7 +161,7 @@ async def test_a_wrong_address_is_told_apart_from_a_database_that_is_away(
         ("enqueue work --on-conflict maybe", USAGE, "--on-conflict: 'maybe' is not one of"),
         ("enqueue work --depends-on x", USAGE, "--depends-on: 'x' is not an id"),
         ("enqueue work --many nowhere.jsonl", USAGE, "--many: 'nowhere.jsonl': No such file or directory"),
-        ("pause", USAGE, "Missing argument 'QUEUE'"),
+        ("pause", USAGE, "say which queue, or --all"),
         ("pause a\nb", USAGE, "QUEUE: 'a\\nb' is no queue's name: one to 100 characters, none a control character"),
         ("schedule nonsense", USAGE, "No such command 'nonsense' (see howdah schedule --help)"),
         ("schedule pause", USAGE, "Missing argument 'NAME' (see howdah schedule pause --help)"),
