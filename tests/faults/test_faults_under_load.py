@@ -39,9 +39,40 @@ async def effect(job: Job, connection: asyncpg.Connection) -> None:
     await connection.execute("insert into public.effects (job) values ($1)", job.id)
 """
 
+#: A job that never ends where it runs first.
+STAYS_ONCE = """
+@handler("stays_once")
+async def stays_once(job: Job) -> None:
+    await begin(job)
+    if await (await pool()).fetchval("select count(*) = 1 from public.runs where job = $1", job.id):
+        await asyncio.sleep(600)
+"""
+
 
 def jobs(count: int, kind: str = "work") -> list[dict[str, Any]]:
     return [{"kind": kind, "payload": {"n": n}} for n in range(count)]
+
+
+@pytest.mark.fault("Process", "kill -9 while ten jobs run", "all of them run elsewhere within ttl + 2 s")
+async def test_what_a_killed_worker_ran_runs_elsewhere_within_its_ttl_and_two_seconds(
+    daemon: StartDaemon, connection: asyncpg.Connection, figures: Figures
+) -> None:
+    await make_runs(connection)
+    handlers = RECORD + STAYS_ONCE
+    first = await daemon(handlers, queues="default:10", lease_ttl=TTL)
+    rows = await enqueue_many(connection, *([{"kind": "stays_once"}] * 10))
+    await aeventually(lambda: have_run(connection, 10))
+    await daemon(handlers, queues="default:10", lease_ttl=TTL)
+    first.kill()
+    killed = time.monotonic()
+    await aeventually(lambda: have_run(connection, 20), timeout=20)
+    seconds = time.monotonic() - killed
+    await aeventually(lambda: is_empty(connection))
+    assert await each_ended_once(connection, [row["id"] for row in rows])
+    assert seconds < TTL + 2
+    figures.faults += 1
+    figures.recovered(seconds)
+    await count_ends(connection, figures)
 
 
 @pytest.mark.fault(
@@ -196,6 +227,10 @@ async def enqueue_and_note(connection: asyncpg.Connection, ids: list[int]) -> in
     job = await enqueue(connection, "work", {"n": 1}, priority=10)
     ids.append(job)
     return job
+
+
+async def have_run(connection: asyncpg.Connection, count: int) -> bool:
+    return await connection.fetchval("select count(*) from public.runs") >= count
 
 
 async def has_run(connection: asyncpg.Connection, pid: int) -> bool:
