@@ -68,7 +68,8 @@ begin
     missing := missing || 'advisory_locks'::text;
   end;
   begin
-    perform pg_notify('howdah_control', 'echo nobody');
+    -- Not into a queue that may be full: the commit would fail.
+    if pg_notification_queue_usage() < 0.5 then perform pg_notify('howdah_control', 'echo nobody'); end if;
   exception when read_only_sql_transaction then null;   -- a standby
   when undefined_function or feature_not_supported or insufficient_privilege then
     missing := missing || 'notifications'::text;

@@ -65,7 +65,7 @@ async def test_after_a_step_of_the_clock_nobody_is_rescued_before_he_has_had_tim
 
     async def rescue() -> list[Any]:
         sent = time.monotonic()
-        dead, _, now = await Store(line).rescue(100, evenness.expected(), evenness.seconds())
+        dead, _, now = await Store(line).rescue(100, evenness.expected(), evenness.seconds(), rescuer=0)
         steps.append(evenness.note(now, sent=sent, received=time.monotonic()))
         return dead
 

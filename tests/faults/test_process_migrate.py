@@ -140,6 +140,6 @@ async def is_alone(connection: asyncpg.Connection) -> bool:
 
 async def waits_for_its_turn(connection: asyncpg.Connection) -> bool:
     found: int = await connection.fetchval(
-        "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'advisory' and query = 'select pg_advisory_xact_lock($1)'"
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'advisory' and query like '%pg_advisory_xact_lock($1)'"
     )
     return found == 1

@@ -86,12 +86,14 @@ async def test_a_server_without_a_free_connection_is_waited_for(
             await aeventually(lambda: is_empty(connection))
             # It loses one, and somebody else is quicker.
             first.freeze()
+            second.freeze()
             await connection.execute(
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'howdah claim'"
             )
             await hog()
             figures.faults += 1
             first.thaw()
+            second.thaw()
             job = await enqueue(connection, "innocent")
             await aeventually(lambda: first.metric('howdah_reconnects_total{connection="claim"}'))
             lines = len(first.logs()), len(second.logs())
