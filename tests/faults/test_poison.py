@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.checker import JOURNAL, Checker
 from support.eventually import aeventually
-from support.facts import count_ends, end_of, has_ended, is_empty
+from support.facts import end_of, has_ended, is_empty
 from support.jobs import add_worker, claim, enqueue, enqueue_many, live
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ async def test_a_suspect_that_waits_for_a_slot_when_its_worker_dies_is_not_punis
     row = await live(connection, suspect)
     assert row is not None
     assert (row["suspect"], row["crashes"], row["attempt"]) == (True, 0, 0)
-    figures.faults += 1
-    await count_ends(connection, figures)
+    figures.jobs, figures.faults = 2, 1  # nobody is left to end them
 
 
 @pytest.mark.fault("Process", "a suspect kills the worker right after another one ended", "who ended does not pay")
