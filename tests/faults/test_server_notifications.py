@@ -81,7 +81,7 @@ async def test_with_a_full_queue_of_notifications_nothing_of_ours_fails_and_jobs
             await connection.execute("select howdah.cancel(id) from unnest($1::bigint[]) id", [late, running])
             await connection.execute("select howdah.resume('default')")
             for job in (rows[-1]["id"], second, running):
-                await end_of(connection, job, timeout=5)
+                await end_of(connection, job, timeout=15)  # a ttl and an answer late, until it counts as deaf
             # Who comes now hears nothing, and says so.
             other = await daemon(JOURNAL, url=server.url(), queues="default:10", lease_ttl=3)
             await enqueue_many(connection, *({"kind": "innocent"} for _ in range(50)))
