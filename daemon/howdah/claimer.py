@@ -37,6 +37,8 @@ POLL_GROWTH = 1.5
 STEADY = 0.1
 #: After a statement that found no database, in seconds; the connection itself waits for as long as it takes.
 RETRY_PAUSE = 0.05
+#: Between looks for a suspect while some queue has no free slot, in seconds.
+FULL_PAUSE = 0.05
 #: For the claim of a suspect that is on its way when the drain begins, in seconds.
 LANE_GRACE = 0.5
 #: While nobody hears wakes, polls are at most so many seconds apart.
@@ -63,6 +65,7 @@ class Claimer:
         slots: Mapping[str, QueueSlots],
         kinds: Sequence[str],
         run_times: RunTimes,
+        capped: bool,
         worker: Callable[[], int],
         is_full: Callable[[], bool],
         is_deaf: Callable[[], bool],
@@ -73,10 +76,12 @@ class Claimer:
         metrics: Metrics,
         poll_interval: float,
     ) -> None:
+        """`capped`: a free slot may have to wait for a place among all queues."""
         self._store = store
         self._slots = slots
         self._kinds = tuple(kinds)
         self._run_times = run_times
+        self._capped = capped
         self._worker = worker
         self._is_full = is_full
         self._is_deaf = is_deaf
@@ -92,6 +97,8 @@ class Claimer:
         self._holds: set[str] = set()
         self._suspects = False
         self._lane: asyncio.Task[None] | None = None
+        # What came of it may not be written yet.
+        self._last_suspect: Job[Any] | None = None
         # The last claim was for short kinds alone, and passed over what may have come before them.
         self._passed_over = False
         # Queues whose last claim came back full, or that had no room: for them room is news.
@@ -298,23 +305,41 @@ class Claimer:
                 await asyncio.sleep(FIRST_POLL)
             self._suspects = False
             while not self._stopping and not self._holds:
-                lease = secrets.randbits(63)
-                try:
-                    job = await self._store.claim_suspect(self._worker(), lease, self._kinds, list(self._slots))
-                except BaseException:
-                    self._unknown.append(lease)
-                    raise
-                if job is None:
+                roomy = [name for name, slots in self._slots.items() if slots.set_aside(1)]
+                job = await self._claim_suspect(roomy)
+                if job is not None:
+                    self._last_suspect = job
+                    await self._slots[job.queue].give_first_and_wait(job)
+                elif self._last_suspect is not None:
+                    # The next one may bring us down, and this one must not answer for it.
+                    await self._written(self._last_suspect.id)
+                    self._last_suspect = None
+                elif len(roomy) < len(self._slots):
+                    await asyncio.sleep(FULL_PAUSE)
+                else:
                     break
-                job.in_hand_since = monotonic()
-                self._claimed[job.queue].inc()
-                await self._slots[job.queue].give_and_wait(job)
-                # The next one may bring us down, and this one must not answer for it.
-                await self._written(job.id)
         except DatabaseUnavailableError:
             self._suspects = True
         finally:
             self._stir.set()
+
+    async def _claim_suspect(self, queues: Sequence[str]) -> Job[Any] | None:
+        """Claim a suspect into a slot that is kept free for it in each of these queues, so that it starts when its claim says so."""
+        lease = secrets.randbits(63)
+        try:
+            job = await self._store.claim_suspect(
+                self._worker(), lease, self._kinds, queues, begun=not self._capped, before=self._last_suspect
+            )
+        except BaseException:
+            self._unknown.append(lease)
+            raise
+        finally:
+            for name in queues:
+                self._slots[name].set_free(1)
+        if job is not None:
+            job.in_hand_since = monotonic()
+            self._claimed[job.queue].inc()
+        return job
 
     async def _give_back_unknown(self) -> None:
         """Give back what a claim may have taken whose reply was lost: nobody would ever run it."""

@@ -151,6 +151,7 @@ class Parts:
             slots=self.slots,
             kinds=registry.kinds,
             run_times=run_times,
+            capped=cap is not None,
             worker=lambda: self.vitals.worker,
             is_full=lambda: self.acker.ask_full(),
             is_deaf=lambda: not self.vitals.listening,

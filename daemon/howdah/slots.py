@@ -133,18 +133,18 @@ class QueueSlots:
         self._idle.clear()
         self._wake_one()
 
+    async def give_first_and_wait(self, job: Job[Any]) -> None:
+        """Put one job in hand before all others and wait until it has ended, or was taken back."""
+        self._awaited[job.id] = ended = asyncio.get_running_loop().create_future()
+        self.give_first(job)
+        await ended
+
     def give(self, jobs: Iterable[Job[Any]]) -> None:
         """Put claimed jobs in hand."""
         self.hand.extend(jobs)
         if self.hand:
             self._idle.clear()
             self._wake_one()
-
-    async def give_and_wait(self, job: Job[Any]) -> None:
-        """Put one job in hand and wait until it has ended, or was taken back."""
-        self._awaited[job.id] = ended = asyncio.get_running_loop().create_future()
-        self.give([job])
-        await ended
 
     def take_back(self) -> list[Job[Any]]:
         """Take what has not started out of hand."""

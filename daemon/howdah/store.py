@@ -134,14 +134,26 @@ class Store:
         return LimitedClaim(jobs, rows[0]["next_in"], rows[0]["more"])
 
     async def claim_suspect(
-        self, worker: int, lease: int, kinds: Sequence[str], queues: Sequence[str]
+        self,
+        worker: int,
+        lease: int,
+        kinds: Sequence[str],
+        queues: Sequence[str],
+        *,
+        begun: bool,
+        before: Job[Any] | None = None,
     ) -> Job[Any] | None:
-        """Take one suspect; its start is to be written before its handler is called."""
-        rows = await self._line.fetch(SQL["claim_suspect"], worker, lease, kinds, queues)
+        """Take one suspect, after the one before it has run; `begun`: its start is written with it, if it may run again; else before its handler is called.
+
+        None: there is no other, or what came of the one before has to be written first.
+        """
+        last = (None, None) if before is None else (before.id, before.lease)
+        rows = await self._line.fetch(SQL["claim_suspect"], worker, lease, kinds, queues, begun, *last)
         if not rows:
             return None
         job = job_of(rows[0], lease)
-        job.start_first = True
+        job.told_start = begun and job.max_attempts > 1
+        job.start_first = not job.told_start
         return job
 
     async def disclaim(self, worker: int, leases: Sequence[int]) -> int:

@@ -63,9 +63,13 @@ begin
     j.subject, j.headers, j.created_at, j.crashes, j.batch;
 end $$;
 
--- Takes one suspect. Its start is written by a statement of its own, right before its handler is called: a suspect that
--- only waited when its worker died has brought down nobody.
-create function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], queues text[])
+-- Takes one suspect. With `begun` its start is written, too: in the same commit, by a worker that has kept a slot free for it and calls its handler
+-- at once; else, and for a job that may run at most once, by a statement of its own right before that. A suspect that only waited when its worker died has brought down nobody.
+-- `before_id` is the suspect before it, held under `before_lease`, which has run: its start is taken back, since from now on it brings down nobody, and what
+-- came of it need not be written yet. If somebody holds that row this moment, or the job may run at most once, nothing is taken: ask again without
+-- it when its end is written.
+create function howdah.claim_suspect(worker bigint, lease bigint, kinds text[], queues text[], begun boolean default false,
+  before_id bigint default null, before_lease bigint default null)
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
   waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint, batch bigint)
 language plpgsql
@@ -75,6 +79,12 @@ declare
   moment timestamptz := clock_timestamp();
   one    record;
 begin
+  if before_id is not null then
+    update howdah.jobs j set started_at = null from (
+      select k.id from howdah.jobs k where k.id = before_id and k.lease = before_lease and k.max_attempts > 1 for update skip locked) was
+    where j.id = was.id;
+    if not found and exists (select from howdah.jobs k where k.id = before_id and k.lease = before_lease) then return; end if;
+  end if;
   if exists (select from howdah.limits l where l.standing) then
     update howdah.jobs j set limits = k.keys, gate = (howdah.keys_of(k.keys, j.fifo_key))[1]
     from (select s.id, howdah.with_standing(s.limits, s.kind, s.queue) as keys from howdah.jobs s
@@ -91,7 +101,8 @@ begin
     limit 1
     for update skip locked)
   update howdah.jobs j
-  set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at)
+  set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at),
+    started_at = case when begun and j.max_attempts > 1 then greatest(moment, j.created_at) end
   from picked where j.ctid = picked.at
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
     greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
@@ -108,7 +119,8 @@ begin
     continue when (howdah.acquire(one.id, howdah.keys_of(one.limits, one.fifo_key))).blocked is not null;
     return query
     update howdah.jobs j
-    set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at), gate = null
+    set lease = claim_suspect.lease, leased_by = claim_suspect.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at), gate = null,
+      started_at = case when begun and j.max_attempts > 1 then greatest(moment, j.created_at) end
     where j.id = one.id
     returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
       greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,

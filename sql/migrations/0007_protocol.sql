@@ -37,8 +37,10 @@ begin
     perform howdah.refuse(array['JB002', format('count is %s', coalesce(claim.count::text, 'null')), '1 to 1000']);
   end if;
   claim.lease := ('x' || left(md5(gen_random_uuid()::text), 13))::bit(52)::bigint + 1;
-  for job in select s.* from howdah.claim_suspect(me, claim.lease, claim.kinds, claim.queues) s loop
-    update howdah.jobs j set started_at = j.claimed_at where j.id = job.id;
+  for job in select s.* from howdah.claim_suspect(me, claim.lease, claim.kinds, claim.queues, true) s loop
+    if job.max_attempts = 1 then
+      update howdah.jobs j set started_at = j.claimed_at where j.id = job.id;
+    end if;
     return query select job.id, claim.lease, job.queue, job.kind, job.payload, job.priority, job.attempt, job.max_attempts, job.timeout,
       job.subject, job.headers, job.created_at, job.batch;
     return;

@@ -182,6 +182,41 @@ async def test_a_suspect_is_claimed_alone_and_has_not_started_yet(connection: as
     assert await claim_suspect(connection) is None
 
 
+async def test_a_suspect_that_has_run_no_longer_counts_as_started_when_the_next_one_starts(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    ids = [await suspect(connection) for _ in range(3)]
+    gone = await add_dead_worker(connection)
+    first = await claim_suspect(connection, gone, begun=True)
+    assert first is not None
+    assert (await live(connection, first.id) or {})["started_at"] is not None
+    second = await claim_suspect(connection, gone, begun=True, before=first)
+    assert second is not None
+    holder = await connect()
+    async with holder.transaction():
+        # While its row is held, the start cannot be taken back.
+        await holder.execute("select from howdah.jobs where id = $1 for update", second.id)
+        assert await claim_suspect(connection, gone, begun=True, before=second) is None
+    await connection.fetch("select * from howdah.rescue()")
+    crashes = {row["id"]: row["crashes"] for row in await connection.fetch("select id, crashes from howdah.jobs")}
+    assert crashes == {ids[0]: 0, ids[1]: 1, ids[2]: 0}
+
+
+async def test_after_a_suspect_that_may_run_at_most_once_none_starts_until_its_end_is_written(
+    connection: asyncpg.Connection,
+) -> None:
+    await enqueue(connection, max_attempts=1)
+    await connection.execute("update howdah.jobs set suspect = true")
+    await suspect(connection)
+    once = await claim_suspect(connection, begun=True)
+    assert once is not None
+    assert (await live(connection, once.id) or {})["started_at"] is None  # its start is written apart
+    await write_start(connection, once)
+    assert await claim_suspect(connection, begun=True, before=once) is None
+    await ack(connection, completed(once))
+    assert await claim_suspect(connection, begun=True, before=once) is not None
+
+
 async def test_a_claim_passes_over_a_row_that_somebody_holds(connection: asyncpg.Connection, connect: Connect) -> None:
     holder = await connect()
     first, second = await enqueue(connection), await enqueue(connection)

@@ -162,10 +162,19 @@ async def claim_suspect(
     *,
     kinds: Sequence[str] = ("work",),
     queues: Sequence[str] = ("default",),
+    begun: bool = False,
+    before: Held | None = None,
 ) -> Held | None:
     lease = secrets.randbelow(LEASES)
+    last = (None, None) if before is None else (before.id, before.lease)
     row = await connection.fetchrow(
-        "select * from howdah.claim_suspect($1, $2, $3, $4)", worker, lease, list(kinds), list(queues)
+        "select * from howdah.claim_suspect($1, $2, $3, $4, $5, $6, $7)",
+        worker,
+        lease,
+        list(kinds),
+        list(queues),
+        begun,
+        *last,
     )
     return Held(row["id"], lease, row) if row else None
 
