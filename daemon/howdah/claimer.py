@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("howdah.claimer")
 
-#: Jobs in hand beyond the slots, as a multiple of them, for kinds that have shown to be short.
-PREFETCH = 10
+#: Beyond the slots only kinds that have shown to be short are claimed: work for so many seconds, as fast as their queue's jobs end, or one job for so
+#: many slots, until that is known.
+AHEAD, LEAST_AHEAD = 0.1, 10
+#: Short kinds alone are claimed for so many seconds, and until nothing is free for others as well for so many. Then all have their turn.
+PASS_OVER, PASS_OVER_BUSY = 0.05, 0.1
 #: What the payloads of a queue's jobs in hand beyond its slots may weigh, in bytes, going by those that came of late; and how slowly
 #: heavy ones are forgotten, claim by claim.
 HAND_BYTES, FADE = 32 << 20, 0.9
@@ -99,8 +102,9 @@ class Claimer:
         self._lane: asyncio.Task[None] | None = None
         # What came of it may not be written yet.
         self._last_suspect: Job[Any] | None = None
-        # The last claim was for short kinds alone, and passed over what may have come before them.
-        self._passed_over = False
+        # When all kinds were asked for, and whether since then a claim for short kinds alone has found the last of them.
+        self._asked_all = 0.0
+        self._short_dry = False
         # Queues whose last claim came back full, or that had no room: for them room is news.
         self._hungry = set(slots)
         self._asleep = False
@@ -190,30 +194,25 @@ class Claimer:
     def _plan(self) -> Plan | None:
         """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short.
 
-        Claims of short kinds alone alternate with claims of every kind: with many short jobs behind it no other would ever be claimed.
+        Claims for short kinds alone pass over whatever came before, so they go on for a moment only, and then every kind has its turn.
         """
         if self._is_full() or self._holds:
             return None
+        now = monotonic()
+        free = {name: slots.free for name, slots in self._slots.items() if slots.free}
         # Beside a suspect nothing is claimed ahead.
-        short = tuple(kind for kind in self._kinds if self._run_times.is_short(kind)) if self._lane is None else ()
-        all_short = bool(short) and all(map(self._run_times.is_short, self._run_times.seen()))
-        rooms: dict[str, int] = {}
-        for name, slots in self._slots.items():
-            ahead = self._ahead(slots) if all_short else 0
-            if slots.free + ahead > 0:
-                rooms[name] = slots.free + ahead
-        if rooms:
-            self._passed_over = False
-            return Plan(self._kinds, _limited(rooms))
-        if self._passed_over:
-            return None
-        rooms = {name: ahead for name, slots in self._slots.items() if short and (ahead := self._ahead(slots))}
-        self._passed_over = bool(rooms)
-        return Plan(short, _limited(rooms)) if rooms else None
+        short = tuple(filter(self._run_times.is_short, self._kinds)) if self._lane is None else ()
+        passing = now - self._asked_all < (PASS_OVER if free else PASS_OVER_BUSY) and not self._short_dry
+        if short and (passing or len(short) == len(self._kinds)):
+            rooms = {
+                name: room for name, slots in self._slots.items() if (room := slots.free + self._ahead(slots, now))
+            }
+            return Plan(short, _limited(rooms)) if rooms else None
+        return Plan(self._kinds, _limited(free)) if free else None
 
-    def _ahead(self, slots: QueueSlots) -> int:
+    def _ahead(self, slots: QueueSlots, now: float) -> int:
         """Give how many to claim ahead: none until half of what was is used up, so that claims stay few and large."""
-        most = min(PREFETCH * slots.size, int(HAND_BYTES / self._weight))
+        most = min(max(int(slots.pace(now) * AHEAD), slots.size // LEAST_AHEAD), int(HAND_BYTES / self._weight))
         waiting = max(len(slots.hand) - max(slots.size - slots.running, 0), 0)
         return most - waiting if waiting <= most // 2 else 0
 
@@ -247,13 +246,17 @@ class Claimer:
         self._hungry = {
             name for name in self._slots if name not in plan.rooms or counts.get(name, 0) >= plan.rooms[name]
         }
+        full = any(counts.get(name, 0) >= room for name, room in plan.rooms.items())
+        passed_over = len(plan.kinds) < len(self._kinds)
+        self._short_dry = passed_over and not full
+        if not passed_over:
+            self._asked_all = ended
         if claim.jobs:
             weight = sum([len(job.raw_payload) for job in claim.jobs]) / len(claim.jobs)
             self._weight = max(weight, self._weight * FADE, 1.0)
             await self._note_work(began)
-            # Asleep, every later commit notifies; a claim that came back short has nothing to go back for.
-            return not self._asleep or any(counts.get(name, 0) >= room for name, room in plan.rooms.items())
-        return False
+        # Asleep, every later commit notifies; a claim for all kinds that came back short has nothing to go back for.
+        return passed_over or full or (bool(claim.jobs) and not self._asleep)
 
     def _hand_over(self, jobs: Sequence[Job[Any]], now: float) -> dict[str, int]:
         by_queue: dict[str, list[Job[Any]]] = {}

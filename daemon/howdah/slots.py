@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TURN = 0.005
 #: A kind has shown to be short once so many runs took less than so many seconds on average. From then on a run weighs as one of so many.
 SHORT_RUNS, SHORT_SECONDS = 10, 0.01
+#: A queue's pace is taken over at least so many seconds, and is that of about the last so many.
+PACE_SPAN, PACE_MEMORY = 0.005, 0.05
 _UNSEEN = (0, 0.0)
 
 
@@ -64,10 +66,6 @@ class RunTimes:
         runs, average = self._seen.get(kind, _UNSEEN)
         return runs >= SHORT_RUNS and average < SHORT_SECONDS
 
-    def seen(self) -> Iterable[str]:
-        """Give the kinds that have run."""
-        return self._seen.keys()
-
 
 class QueueSlots:
     """A queue's slots and the jobs in hand for them. Touched by the main loop alone."""
@@ -90,6 +88,10 @@ class QueueSlots:
         #: Slots that are kept free for a claim that is on its way.
         self.aside = 0
         self.hand: deque[Job[Any]] = deque()
+        # How many jobs have ended since the pace was last taken, when that was, and jobs a second.
+        self._ended = 0
+        self._paced_at = monotonic()
+        self._pace = 0.0
         # How many jobs in hand were given to stand first.
         self._firsts = 0
         self._cap = cap
@@ -109,6 +111,15 @@ class QueueSlots:
     def free(self) -> int:
         """Slots for which nothing is in hand."""
         return max(self.size - self.running - self.aside - len(self.hand), 0)
+
+    def pace(self, now: float) -> float:
+        """Give how many jobs a second have ended of late: what this queue's jobs take, or how few there are."""
+        span = now - self._paced_at
+        if span >= PACE_SPAN:
+            self._pace += (self._ended / span - self._pace) * min(span / PACE_MEMORY, 1.0)
+            self._paced_at = now
+            self._ended = 0
+        return self._pace
 
     def set_aside(self, count: int) -> int:
         """Keep up to so many slots free that nothing runs in, whatever waits in hand; gives how many."""
@@ -246,6 +257,7 @@ class QueueSlots:
 
     def _note_run(self, job: Job[Any], ended: float) -> None:
         self.running -= 1
+        self._ended += 1
         if self._cap is not None:
             self._cap.give()
         self._run_times.add(job.kind, ended - job.started)
