@@ -25,8 +25,8 @@ log = logging.getLogger("howdah.claimer")
 #: Beyond the slots only kinds that have shown to be short are claimed: work for so many seconds, as fast as their queue's jobs end, or one job for so
 #: many slots, until that is known.
 AHEAD, LEAST_AHEAD = 0.1, 10
-#: Short kinds alone are claimed for so many seconds, and until nothing is free for others as well for so many. Then all have their turn.
-PASS_OVER, PASS_OVER_BUSY = 0.05, 0.1
+#: Short kinds alone are claimed for so many seconds at most; then what is in hand is run down, and all kinds have their turn.
+PASS_OVER = 0.05
 #: What the payloads of a queue's jobs in hand beyond its slots may weigh, in bytes, going by those that came of late; and how slowly
 #: heavy ones are forgotten, claim by claim.
 HAND_BYTES, FADE = 32 << 20, 0.9
@@ -202,7 +202,7 @@ class Claimer:
         free = {name: slots.free for name, slots in self._slots.items() if slots.free}
         # Beside a suspect nothing is claimed ahead.
         short = tuple(filter(self._run_times.is_short, self._kinds)) if self._lane is None else ()
-        passing = now - self._asked_all < (PASS_OVER if free else PASS_OVER_BUSY) and not self._short_dry
+        passing = now - self._asked_all < PASS_OVER and not self._short_dry
         if short and (passing or len(short) == len(self._kinds)):
             rooms = {
                 name: room for name, slots in self._slots.items() if (room := slots.free + self._ahead(slots, now))
