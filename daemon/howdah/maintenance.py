@@ -26,6 +26,9 @@ PROMOTE_BATCH = 1000
 DUE_INTERVAL, DEAF_DUE_INTERVAL = 10.0, 1.0
 #: After something became due, looks begin at so many seconds and grow by half.
 FIRST_DUE_POLL, DUE_POLL_GROWTH = 0.05, 1.5
+#: A look that does not come back full is followed by so many times its own duration without one: behind a snapshot that is held open it has to pass
+#: over all that became due since.
+DUE_SHARE = 20
 #: Looks at what waits for other jobs, in seconds: acks let it go at once, and what they pass over is told by the word `settle`. Each
 #: look reads all that waits, so one that finds little gets a twentieth of the time.
 SETTLE_INTERVAL, DEAF_SETTLE_INTERVAL, SETTLE_SHARE = 30.0, 1.0, 20
@@ -98,17 +101,22 @@ class Maintenance:
         After some were made ready, looks come often at first and then ever more seldom: what was enqueued with a time while an
         earlier one was known, and is committed after that one, has set no alarm.
         """
-        spell = DUE_INTERVAL
+        spell, last_spent = DUE_INTERVAL, 0.0
         while True:
             self._stir.clear()
+            began = monotonic()
             longest = DUE_INTERVAL if self._vitals.listening else DEAF_DUE_INTERVAL
             try:
                 made, next_in = await self._make_ready()
                 spell = FIRST_DUE_POLL if made else spell * DUE_POLL_GROWTH
             except DatabaseUnavailableError as error:
                 log.debug("promotion failed", extra={"error": str(error)})
-                next_in = DEAF_DUE_INTERVAL
+                made, next_in = 0, DEAF_DUE_INTERVAL
             spell = min(spell, longest)
+            if made < PROMOTE_BATCH:
+                spent = monotonic() - began
+                await asyncio.sleep(min(spent, last_spent, longest / DUE_SHARE) * DUE_SHARE)
+                last_spent = spent
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(next_in, spell)):
                     await self._stir.wait()

@@ -33,7 +33,7 @@ class Marks:
         self._past: dict[tuple[str, int], int] = {}
         self._newest: deque[tuple[float, int]] = deque()
         self._settled = 0
-        self._wasted = 0.0
+        self._spent = 0.0
         self.next_look = 0.0
 
     def stretches(self, queues: Iterable[str], *, look: bool) -> list[Stretch]:
@@ -65,13 +65,11 @@ class Marks:
             any_full = any_full or full
             self._move(queue, found[queue], settled, full=full, look=look)
         if look:
-            asked = sum(rooms.values())
-            wasted = (ended - began) * (1 - len(jobs) / asked)
+            # All of it counts as spent on what lies behind, full or not: a claim from the marks would have found the rest for next to nothing.
             # The cheaper of the last two: one that was slow for another reason (the first one plans) says nothing.
-            cost, self._wasted = min(wasted, self._wasted), wasted
-            self.next_look = ended + max(
-                cost * LOOK_SHARE, BUSY_LOOK_INTERVAL if any_full and len(jobs) < asked else 0.0
-            )
+            spent = ended - began
+            cost, self._spent = min(spent, self._spent), spent
+            self.next_look = ended + max(cost * LOOK_SHARE, BUSY_LOOK_INTERVAL if any_full else 0.0)
         elif any_full:
             self.next_look = max(self.next_look, began + BUSY_LOOK_INTERVAL)
 
