@@ -602,8 +602,8 @@ begin
   if created or on_conflict = 'replace' then
     if due is null then
       perform howdah.wake(queue);
-    elsif due <= (select j.due_at from howdah.jobs j where j.due_at is not null order by j.due_at limit 1) then
-      perform howdah.notify('howdah_control', 'due');  -- it is the earliest: somebody's alarm may be set too late
+    elsif not exists (select from howdah.jobs j where j.due_at > now() and j.due_at < due) then
+      perform howdah.notify('howdah_control', 'due');  -- it is the earliest to come: somebody's alarm may be set too late
     end if;
   end if;
 end $$;
@@ -719,7 +719,7 @@ begin
   end if;
   if problem[2] is not null then perform howdah.refuse(problem); end if;
 
-  if due < coalesce((select e.due_at from howdah.events e order by e.due_at limit 1), 'infinity') then
+  if not exists (select from howdah.events e where e.due_at > now() and e.due_at <= due) then
     perform howdah.notify('howdah_control', 'due');
   end if;
   insert into howdah.events (due_at, priority, kind, key, queue, subject, payload)
