@@ -27,9 +27,6 @@ log = logging.getLogger("howdah.claimer")
 AHEAD, LEAST_AHEAD = 0.1, 10
 #: Short kinds alone are claimed for so many seconds at most; then what is in hand is run down, and all kinds have their turn.
 PASS_OVER = 0.05
-#: What the payloads of a queue's jobs in hand beyond its slots may weigh, in bytes, going by those that came of late; and how slowly
-#: heavy ones are forgotten, claim by claim.
-HAND_BYTES, FADE = 32 << 20, 0.9
 #: The most jobs in one claim.
 CLAIM_LIMIT = 1000
 #: After a busy spell the polls begin at this many seconds and grow by half: a transaction that enqueued while nobody
@@ -109,8 +106,6 @@ class Claimer:
         self._hungry = set(slots)
         self._asleep = False
         self._poll = FIRST_POLL
-        # Bytes of a payload.
-        self._weight = 1.0
         # What woke us may lie behind the marks: until a look has been made, when the next one may be.
         self._woken = False
         self._next_look = 0.0
@@ -212,7 +207,7 @@ class Claimer:
 
     def _ahead(self, slots: QueueSlots, now: float) -> int:
         """Give how many to claim ahead: none until half of what was is used up, so that claims stay few and large."""
-        most = min(max(int(slots.pace(now) * AHEAD), slots.size // LEAST_AHEAD), int(HAND_BYTES / self._weight))
+        most = max(int(slots.pace(now) * AHEAD), slots.size // LEAST_AHEAD)
         waiting = max(len(slots.hand) - max(slots.size - slots.running, 0), 0)
         return most - waiting if waiting <= most // 2 else 0
 
@@ -252,8 +247,6 @@ class Claimer:
         if not passed_over:
             self._asked_all = ended
         if claim.jobs:
-            weight = sum([len(job.raw_payload) for job in claim.jobs]) / len(claim.jobs)
-            self._weight = max(weight, self._weight * FADE, 1.0)
             await self._note_work(began)
         # Asleep, every later commit notifies; a claim for all kinds that came back short has nothing to go back for.
         return passed_over or full or (bool(claim.jobs) and not self._asleep)
