@@ -82,6 +82,13 @@ def test_a_look_that_found_nothing_is_followed_by_many_times_its_cost_without_on
     assert round(marks.next_look - 1.01, 6) == round(0.01 * LOOK_SHARE, 6)
 
 
+def test_looks_that_come_back_full_have_the_same_budget() -> None:
+    marks = Marks()
+    for began in (0.0, 10.0):
+        marks.claimed({QUEUE: 1}, [job(1)], 10, look=True, began=began, ended=began + 0.1)
+    assert marks.next_look >= 10.1 + 0.1 * LOOK_SHARE - 1e-6
+
+
 def test_one_look_that_was_slow_by_chance_puts_off_no_other() -> None:
     marks = Marks()
     marks.claimed({QUEUE: 10}, [], 0, look=True, began=0, ended=1)  # the first one plans, and reads cold pages
