@@ -13,7 +13,7 @@ from howdah.errors import DatabaseUnavailableError
 from howdah.marks import Marks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from howdah.job import Job
     from howdah.metrics import Metrics
@@ -37,10 +37,6 @@ POLL_GROWTH = 1.5
 STEADY = 0.1
 #: After a statement that found no database, in seconds; the connection itself waits for as long as it takes.
 RETRY_PAUSE = 0.05
-#: Between looks for a suspect while some queue has no free slot, in seconds.
-FULL_PAUSE = 0.05
-#: For the claim of a suspect that is on its way when the drain begins, in seconds.
-LANE_GRACE = 0.5
 #: While nobody hears wakes, polls are at most so many seconds apart.
 DEAF_POLL = 0.2
 #: While they are heard, polls go on growing to so many times the interval: a job is found by a poll alone if its transaction enqueued while nobody
@@ -65,27 +61,25 @@ class Claimer:
         slots: Mapping[str, QueueSlots],
         kinds: Sequence[str],
         run_times: RunTimes,
-        capped: bool,
         worker: Callable[[], int],
         is_full: Callable[[], bool],
         is_deaf: Callable[[], bool],
-        written: Callable[[int], Awaitable[None]],
+        runs_suspects: Callable[[], bool],
         give_back: Callable[[Iterable[Job[Any]]], None],
         on_doubt: Callable[[int], None],
         claimed_once: asyncio.Event,
         metrics: Metrics,
         poll_interval: float,
     ) -> None:
-        """`capped`: a free slot may have to wait for a place among all queues."""
+        """`runs_suspects` tells whether one may run: beside it nothing is claimed ahead."""
         self._store = store
         self._slots = slots
         self._kinds = tuple(kinds)
         self._run_times = run_times
-        self._capped = capped
+        self._runs_suspects = runs_suspects
         self._worker = worker
         self._is_full = is_full
         self._is_deaf = is_deaf
-        self._written = written
         self._give_back = give_back
         self._on_doubt = on_doubt
         self._metrics = metrics
@@ -95,10 +89,6 @@ class Claimer:
         self._stir = asyncio.Event()
         self._stopping = False
         self._holds: set[str] = set()
-        self._suspects = False
-        self._lane: asyncio.Task[None] | None = None
-        # What came of it may not be written yet.
-        self._last_suspect: Job[Any] | None = None
         # When all kinds were asked for, and whether since then a claim for short kinds alone has found the last of them.
         self._asked_all = 0.0
         self._short_dry = False
@@ -125,9 +115,13 @@ class Claimer:
         if queue in self._hungry:
             self._stir.set()
 
-    def suspects_wait(self) -> None:
-        """Say that suspects wait to be run."""
-        self._suspects = True
+    def doubt(self, lease: int) -> None:
+        """Say that nobody knows what a claim has taken, for its reply was lost."""
+        self._unknown.append(lease)
+        self._stir.set()
+
+    def look(self) -> None:
+        """Plan anew. On the main loop."""
         self._stir.set()
 
     @property
@@ -159,7 +153,6 @@ class Claimer:
             self._stir.clear()
             try:
                 await self._give_back_unknown()
-                self._mind_lane()
                 plan = self._plan()
                 if plan is None:
                     # Nothing is planned for want of room, so room is news in every queue.
@@ -173,18 +166,6 @@ class Claimer:
                 log.debug("claim failed", extra={"error": str(error)})
                 self._asleep = False
                 await asyncio.sleep(RETRY_PAUSE)
-        if self._lane is not None:
-            # For a claim that is on its way. A suspect that runs is the drain's to wait for.
-            await asyncio.wait({self._lane}, timeout=LANE_GRACE)
-            self._mind_lane()
-
-    def _mind_lane(self) -> None:
-        """Run suspects while there are any. Raises what ended the lane, if it was more than an absent database."""
-        if self._lane is not None and self._lane.done():
-            lane, self._lane = self._lane, None
-            lane.result()
-        if self._suspects and self._lane is None and not self._stopping:
-            self._lane = asyncio.create_task(self._run_suspects(), name="suspects")
 
     def _plan(self) -> Plan | None:
         """Decide what to ask for: every kind for free slots, and beyond them only kinds that are short.
@@ -195,8 +176,7 @@ class Claimer:
             return None
         now = monotonic()
         free = {name: slots.free for name, slots in self._slots.items() if slots.free}
-        # Beside a suspect nothing is claimed ahead.
-        short = tuple(filter(self._run_times.is_short, self._kinds)) if self._lane is None else ()
+        short = () if self._runs_suspects() else tuple(filter(self._run_times.is_short, self._kinds))
         passing = now - self._asked_all < PASS_OVER and not self._short_dry
         if short and (passing or len(short) == len(self._kinds)):
             rooms = {
@@ -290,52 +270,6 @@ class Claimer:
                 self._poll = min(self._poll * POLL_GROWTH, longest)
         if monotonic() - began > 0.005:
             self._work_began = None
-
-    async def _run_suspects(self) -> None:
-        """Run suspects one at a time until none is left.
-
-        While this lasts nothing is claimed ahead: what brings a worker down must find nothing in its hand.
-        """
-        try:
-            while not self._stopping and any(slots.hand for slots in self._slots.values()):  # noqa: ASYNC110  # rare
-                await asyncio.sleep(FIRST_POLL)
-            self._suspects = False
-            while not self._stopping and not self._holds:
-                roomy = [name for name, slots in self._slots.items() if slots.set_aside(1)]
-                job = await self._claim_suspect(roomy)
-                if job is not None:
-                    self._last_suspect = job
-                    await self._slots[job.queue].give_first_and_wait(job)
-                elif self._last_suspect is not None:
-                    # The next one may bring us down, and this one must not answer for it.
-                    await self._written(self._last_suspect.id)
-                    self._last_suspect = None
-                elif len(roomy) < len(self._slots):
-                    await asyncio.sleep(FULL_PAUSE)
-                else:
-                    break
-        except DatabaseUnavailableError:
-            self._suspects = True
-        finally:
-            self._stir.set()
-
-    async def _claim_suspect(self, queues: Sequence[str]) -> Job[Any] | None:
-        """Claim a suspect into a slot that is kept free for it in each of these queues, so that it starts when its claim says so."""
-        lease = secrets.randbits(63)
-        try:
-            job = await self._store.claim_suspect(
-                self._worker(), lease, self._kinds, queues, begun=not self._capped, before=self._last_suspect
-            )
-        except BaseException:
-            self._unknown.append(lease)
-            raise
-        finally:
-            for name in queues:
-                self._slots[name].set_free(1)
-        if job is not None:
-            job.in_hand_since = monotonic()
-            self._claimed[job.queue].inc()
-        return job
 
     async def _give_back_unknown(self) -> None:
         """Give back what a claim may have taken whose reply was lost: nobody would ever run it."""

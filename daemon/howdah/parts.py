@@ -36,6 +36,7 @@ from howdah.services import WorkerServices
 from howdah.slots import Cap, QueueSlots, RunTimes
 from howdah.standing import Standing
 from howdah.store import Store
+from howdah.suspects import SuspectLane
 from howdah.systemd import Notifier
 from howdah.tracing import start_tracing
 from howdah.transactions import Transactions
@@ -151,16 +152,28 @@ class Parts:
             slots=self.slots,
             kinds=registry.kinds,
             run_times=run_times,
-            capped=cap is not None,
             worker=lambda: self.vitals.worker,
             is_full=lambda: self.acker.ask_full(),
             is_deaf=lambda: not self.vitals.listening,
-            written=self.acker.written,
+            runs_suspects=lambda: self.suspects.busy,
             give_back=self.release,
             on_doubt=self.doubts.add,
             claimed_once=self.claimed,
             metrics=self.metrics,
             poll_interval=config.poll_interval,
+        )
+        self.suspects = SuspectLane(
+            store=Store(self._lines["claim"]),
+            slots=self.slots,
+            kinds=registry.kinds,
+            capped=cap is not None,
+            worker=lambda: self.vitals.worker,
+            may_claim=lambda: self.claimer.may_claim,
+            written=self.acker.written,
+            give_back=self.release,
+            on_unknown=self.claimer.doubt,
+            on_end=self.claimer.look,
+            metrics=self.metrics,
         )
         self.limited = LimitedClaimer(
             store=Store(self._lines["limited"]),
@@ -184,7 +197,7 @@ class Parts:
             ttl=config.lease_ttl,
             history_days=config.history_days,
             on_ready=self.claimer.wake,
-            on_suspects=self.claimer.suspects_wait,
+            on_suspects=self.suspects.look,
             on_limited=self.limited.look,
             patience=lambda: self.scheduler.patience if schedules else None,
             on_schedules=lambda: self.scheduler.due(),
@@ -266,7 +279,7 @@ class Parts:
             vitals=self.vitals,
             metrics=self.metrics,
             ttl=config.lease_ttl,
-            on_suspects=lambda: self._tell(self.claimer.suspects_wait),
+            on_suspects=lambda: self._tell(self.suspects.look),
             on_signals=lambda: self._tell(self.canceller.look),
             on_taken_for_dead=lambda worker: self._tell(self.standing.taken_for_dead, worker),
         )
@@ -328,7 +341,7 @@ class Parts:
             case "settle":
                 self.maintenance.settle()
             case "suspects":
-                self.claimer.suspects_wait()
+                self.suspects.look()
             case "cancel":
                 self.canceller.look()
 

@@ -164,6 +164,7 @@ class Service:
         runs = {
             "claimer": parts.claimer.run(),
             "limited": parts.limited.run(),
+            "suspects": parts.suspects.run(),
             "acker": parts.acker.run(),
             "chainer": parts.chainer.run(),
             "executor": parts.executor.watch(),
@@ -290,8 +291,11 @@ class Service:
         parts.metrics.draining.set(1)
         parts.claimer.stop()
         parts.limited.stop()
+        parts.suspects.stop()
         # The claims that are on their way must be known before the hand is given back.
-        await asyncio.gather(*(self._within(asyncio.shield(self._tasks[name])) for name in ("claimer", "limited")))
+        await asyncio.gather(
+            *(self._within(asyncio.shield(self._tasks[name])) for name in ("claimer", "limited", "suspects"))
+        )
         drain = Drain(
             slots=parts.slots,
             executor=parts.executor,

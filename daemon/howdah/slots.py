@@ -144,11 +144,10 @@ class QueueSlots:
         self._idle.clear()
         self._wake_one()
 
-    async def give_first_and_wait(self, job: Job[Any]) -> None:
-        """Put one job in hand before all others and wait until it has ended, or was taken back."""
+    def end_of(self, job: Job[Any]) -> asyncio.Future[None]:
+        """Give what is done when a job that is about to be put in hand has ended, or was taken back."""
         self._awaited[job.id] = ended = asyncio.get_running_loop().create_future()
-        self.give_first(job)
-        await ended
+        return ended
 
     def give(self, jobs: Iterable[Job[Any]]) -> None:
         """Put claimed jobs in hand."""
