@@ -152,7 +152,7 @@ create table howdah.jobs (
   constraint payload_is_object check (jsonb_typeof(payload) = 'object'),
   constraint priority_in_range check (priority between 0 and 10),
   constraint attempts_in_range check (attempt between 0 and max_attempts),
-  constraint lease_is_whole    check (num_nulls(lease, leased_by, claimed_at) in (0, 3)),
+  constraint lease_is_whole    check ((lease is null) = (leased_by is null) and (lease is null) = (claimed_at is null)),
   constraint claimed_in_order  check (claimed_at >= created_at),
   constraint started_in_order  check (started_at >= claimed_at)
 ) with (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0,
@@ -786,8 +786,8 @@ begin
   update howdah.jobs j
   set lease = claim_ready.lease, leased_by = claim_ready.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at)
   from picked where j.ctid = picked.at
-  returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
-    greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
+  returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, date_part('epoch', j.timeout),
+    greatest(date_part('epoch', moment - j.ready_at), 0), date_part('epoch', j.expires_at - moment),
     j.subject, j.headers, j.created_at, j.crashes, j.batch;
 end $$;
 

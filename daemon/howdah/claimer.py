@@ -100,7 +100,6 @@ class Claimer:
         self._woken = False
         self._next_look = 0.0
         self._work_began: float | None = None
-        self._unknown: list[int] = []
         # Set once a claim has been answered: the worker is of use.
         self._claimed_once = claimed_once
         metrics.in_hand.set_function(lambda: sum(len(queue.hand) for queue in slots.values()))
@@ -114,11 +113,6 @@ class Claimer:
         """Say that a job of a queue has ended."""
         if queue in self._hungry:
             self._stir.set()
-
-    def doubt(self, lease: int) -> None:
-        """Say that nobody knows what a claim has taken, for its reply was lost."""
-        self._unknown.append(lease)
-        self._stir.set()
 
     def look(self) -> None:
         """Plan anew. On the main loop."""
@@ -152,7 +146,6 @@ class Claimer:
         while not self._stopping:
             self._stir.clear()
             try:
-                await self._give_back_unknown()
                 plan = self._plan()
                 if plan is None:
                     # Nothing is planned for want of room, so room is news in every queue.
@@ -207,7 +200,7 @@ class Claimer:
                 self._worker(), lease, plan.kinds, plan.rooms, marks.stretches(plan.rooms, look=look)
             )
         except BaseException:
-            self._unknown.append(lease)
+            self._on_doubt(lease)
             raise
         ended = monotonic()
         self._metrics.claim_seconds.observe(ended - began)
@@ -270,15 +263,6 @@ class Claimer:
                 self._poll = min(self._poll * POLL_GROWTH, longest)
         if monotonic() - began > 0.005:
             self._work_began = None
-
-    async def _give_back_unknown(self) -> None:
-        """Give back what a claim may have taken whose reply was lost: nobody would ever run it."""
-        while self._unknown:
-            given_back = await self._store.disclaim(self._worker(), [self._unknown[0]])
-            lease = self._unknown.pop(0)
-            self._on_doubt(lease)
-            if given_back:
-                log.warning("gave back a claim whose reply was lost", extra={"jobs": given_back, "lease": str(lease)})
 
 
 def _limited(rooms: dict[str, int]) -> dict[str, int]:

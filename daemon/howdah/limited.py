@@ -69,7 +69,6 @@ class LimitedClaimer:
         self._passed = False
         # The limited jobs whose end is not written yet: their end makes room for others.
         self._mine: set[int] = set()
-        self._unknown: list[int] = []
 
     def look(self) -> None:
         """Say that limited jobs may have come, or may start now. On the main loop."""
@@ -101,7 +100,6 @@ class LimitedClaimer:
         while not self._stopping:
             self._stir.clear()
             try:
-                await self._give_back_unknown()
                 if self._wanted and self._may_claim():
                     await self._look()
             except DatabaseUnavailableError as error:
@@ -125,7 +123,7 @@ class LimitedClaimer:
         try:
             claim = await self._store.claim_limited(self._worker(), lease, self._kinds, rooms)
         except BaseException:
-            self._unknown.append(lease)
+            self._on_doubt(lease)
             raise
         finally:
             self._set_free()
@@ -159,12 +157,3 @@ class LimitedClaimer:
                 await self._stir.wait()
         except TimeoutError:
             self._wanted = True
-
-    async def _give_back_unknown(self) -> None:
-        """Give back what a claim may have taken whose reply was lost: nobody would ever run it."""
-        while self._unknown:
-            given_back = await self._store.disclaim(self._worker(), [self._unknown[0]])
-            lease = self._unknown.pop(0)
-            self._on_doubt(lease)
-            if given_back:
-                log.warning("gave back a claim whose reply was lost", extra={"jobs": given_back, "lease": str(lease)})

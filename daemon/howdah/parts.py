@@ -146,7 +146,7 @@ class Parts:
             )
             for queue, size in config.queues.items()
         }
-        self.doubts = Doubts(store=self.store, worker=lambda: self.vitals.worker)
+        self.doubts = Doubts(store=Store(self._lines["count"]), worker=lambda: self.vitals.worker)
         self.claimer = Claimer(
             store=Store(self._lines["claim"]),
             slots=self.slots,
@@ -171,7 +171,7 @@ class Parts:
             may_claim=lambda: self.claimer.may_claim,
             written=self.acker.written,
             give_back=self.release,
-            on_unknown=self.claimer.doubt,
+            on_doubt=self.doubts.add,
             on_end=self.claimer.look,
             metrics=self.metrics,
         )

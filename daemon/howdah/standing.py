@@ -34,6 +34,8 @@ DOUBT_INTERVAL, DOUBT_PART = 0.25, 20
 HOLD_AT, LET_GO_AT = 1 / 2, 5 / 6
 #: Between two looks at what the database thinks that we hold, in seconds.
 LOOK_TWICE = 1.0
+#: Such looks read the whole table: so many times their duration goes by before the next.
+COMPARE_SHARE = 20
 
 #: What PostgreSQL's kin may lack, its name, and how the engine goes on without.
 WITHOUT = {
@@ -142,27 +144,32 @@ class Standing:
             self._doubted.clear()
             while self._vitals.last_beat < self._doubted_at:  # noqa: ASYNC110  # rare, and the lifeline writes it
                 await asyncio.sleep(self._interval)
+            cost = 0.0
             try:
-                await self._compare()
+                cost = await self._compare()
             except DatabaseUnavailableError as error:
                 log.debug("could not compare", extra={"error": str(error)})
                 self.doubt_database()
+            await asyncio.sleep(cost * COMPARE_SHARE)
 
-    async def _compare(self) -> None:
-        """Leave to the rescue what the database thinks that we hold and we know nothing of: our acks of it are lost.
+    async def _compare(self) -> float:
+        """Leave to the rescue what the database thinks that we hold and we know nothing of: our acks of it are lost. Gives the seconds of one look.
 
         What is missing at two looks is: at one it may be on its way to us, or from a hand to its handler.
         """
         worker = self._vitals.worker
+        began = time.monotonic()
         missing = await self._store.held(worker) - self._known()
+        cost = time.monotonic() - began
         if not missing:
-            return
+            return cost
         await asyncio.sleep(LOOK_TWICE)
         missing -= self._known()
         if missing and (forsaken := await self._store.forsake(worker, missing)):
             log.warning(
                 "the database has lost what came of jobs, leaving them to the rescue", extra={"jobs": forsaken[:100]}
             )
+        return cost
 
     def _known(self) -> set[tuple[int, int]]:
         jobs = [*self._executor.running.values(), *(job for slots in self._slots.values() for job in slots.hand)]

@@ -41,11 +41,11 @@ class SuspectLane:
         may_claim: Callable[[], bool],
         written: Callable[[int], Awaitable[None]],
         give_back: Callable[[Iterable[Job[Any]]], None],
-        on_unknown: Callable[[int], None],
+        on_doubt: Callable[[int], None],
         on_end: Callable[[], None],
         metrics: Metrics,
     ) -> None:
-        """`capped`: a free slot may have to wait for a place among all queues. `on_unknown`: told the lease of a claim whose reply was lost."""
+        """`capped`: a free slot may have to wait for a place among all queues. `on_doubt`: told the lease of a claim whose reply was lost."""
         self._store = store
         self._slots = slots
         self._kinds = tuple(kinds)
@@ -54,7 +54,7 @@ class SuspectLane:
         self._may_claim = may_claim
         self._written = written
         self._give_back = give_back
-        self._on_unknown = on_unknown
+        self._on_doubt = on_doubt
         self._on_end = on_end
         self._metrics = metrics
         self._stir = asyncio.Event()
@@ -134,7 +134,7 @@ class SuspectLane:
                 self._worker(), lease, self._kinds, queues, begun=not self._capped, before=self._last
             )
         except BaseException:
-            self._on_unknown(lease)
+            self._on_doubt(lease)
             raise
         finally:
             for name in queues:

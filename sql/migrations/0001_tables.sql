@@ -128,7 +128,7 @@ create table howdah.jobs (
   constraint payload_is_object check (jsonb_typeof(payload) = 'object'),
   constraint priority_in_range check (priority between 0 and 10),
   constraint attempts_in_range check (attempt between 0 and max_attempts),
-  constraint lease_is_whole    check (num_nulls(lease, leased_by, claimed_at) in (0, 3)),
+  constraint lease_is_whole    check ((lease is null) = (leased_by is null) and (lease is null) = (claimed_at is null)),
   constraint claimed_in_order  check (claimed_at >= created_at),
   constraint started_in_order  check (started_at >= claimed_at)
 ) with (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0,

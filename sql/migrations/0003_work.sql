@@ -58,8 +58,8 @@ begin
   update howdah.jobs j
   set lease = claim_ready.lease, leased_by = claim_ready.worker, attempt = j.attempt + 1, claimed_at = greatest(moment, j.created_at)
   from picked where j.ctid = picked.at
-  returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, extract(epoch from j.timeout)::float8,
-    greatest(extract(epoch from moment - j.ready_at), 0)::float8, extract(epoch from j.expires_at - moment)::float8,
+  returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, date_part('epoch', j.timeout),
+    greatest(date_part('epoch', moment - j.ready_at), 0), date_part('epoch', j.expires_at - moment),
     j.subject, j.headers, j.created_at, j.crashes, j.batch;
 end $$;
 
