@@ -27,6 +27,8 @@ log = logging.getLogger("howdah.claimer")
 AHEAD, LEAST_AHEAD = 0.1, 10
 #: Short kinds alone are claimed for so many seconds at most; then what is in hand is run down, and all kinds have their turn.
 PASS_OVER = 0.05
+#: Sets of kinds whose marks are remembered.
+SETS = 4
 #: The most jobs in one claim.
 CLAIM_LIMIT = 1000
 #: After a busy spell the polls begin at this many seconds and grow by half: a transaction that enqueued while nobody
@@ -89,9 +91,9 @@ class Claimer:
         self._stir = asyncio.Event()
         self._stopping = False
         self._holds: set[str] = set()
-        # When all kinds were asked for, and whether since then a claim for short kinds alone has found the last of them.
+        # When all kinds were asked for, and whether the last claim, of whatever kinds, came back full.
         self._asked_all = 0.0
-        self._short_dry = False
+        self._full = False
         # Queues whose last claim came back full, or that had no room: for them room is news.
         self._hungry = set(slots)
         self._asleep = False
@@ -170,7 +172,7 @@ class Claimer:
         now = monotonic()
         free = {name: slots.free for name, slots in self._slots.items() if slots.free}
         short = () if self._runs_suspects() else tuple(filter(self._run_times.is_short, self._kinds))
-        passing = now - self._asked_all < PASS_OVER and not self._short_dry
+        passing = self._full and now - self._asked_all < PASS_OVER
         if short and (passing or len(short) == len(self._kinds)):
             rooms = {
                 name: room for name, slots in self._slots.items() if (room := slots.free + self._ahead(slots, now))
@@ -186,11 +188,7 @@ class Claimer:
 
     async def _claim(self, plan: Plan) -> bool:
         """Claim once and hand over; tells whether there may be more."""
-        marks = self._marks.get(plan.kinds)
-        if marks is None:
-            if len(self._marks) >= 4:
-                self._marks.clear()
-            marks = self._marks[plan.kinds] = Marks()
+        marks = self._marks_of(plan.kinds)
         began = monotonic()
         look = began >= marks.next_look
         self._woken = self._woken and not look
@@ -214,15 +212,24 @@ class Claimer:
         self._hungry = {
             name for name in self._slots if name not in plan.rooms or counts.get(name, 0) >= plan.rooms[name]
         }
-        full = any(counts.get(name, 0) >= room for name, room in plan.rooms.items())
+        self._full = any(counts.get(name, 0) >= room for name, room in plan.rooms.items())
         passed_over = len(plan.kinds) < len(self._kinds)
-        self._short_dry = passed_over and not full
         if not passed_over:
             self._asked_all = ended
         if claim.jobs:
             await self._note_work(began)
         # Asleep, every later commit notifies; a claim for all kinds that came back short has nothing to go back for.
-        return passed_over or full or (bool(claim.jobs) and not self._asleep)
+        return passed_over or self._full or (bool(claim.jobs) and not self._asleep)
+
+    def _marks_of(self, kinds: tuple[str, ...]) -> Marks:
+        """Give the marks of a set of kinds; which kinds are short changes, so a new set begins where all kinds have come to."""
+        marks = self._marks.get(kinds)
+        if marks is None:
+            whole = self._marks.setdefault(self._kinds, Marks())
+            if len(self._marks) > SETS:
+                self._marks = {self._kinds: whole}
+            marks = self._marks[kinds] = whole if kinds == self._kinds else whole.of_some()
+        return marks
 
     def _hand_over(self, jobs: Sequence[Job[Any]], now: float) -> dict[str, int]:
         by_queue: dict[str, list[Job[Any]]] = {}

@@ -36,6 +36,16 @@ class Marks:
         self._spent = 0.0
         self.next_look = 0.0
 
+    def of_some(self) -> Marks:
+        """Give marks for some of these kinds alone: what lies behind for all lies behind for them."""
+        marks = Marks()
+        marks._past = dict(self._past)
+        marks._newest = self._newest.copy()
+        marks._settled = self._settled
+        marks._spent = self._spent
+        marks.next_look = self.next_look
+        return marks
+
     def stretches(self, queues: Iterable[str], *, look: bool) -> list[Stretch]:
         """Give where to claim: from the marks, or from the start."""
         if look:

@@ -66,6 +66,17 @@ def test_a_full_look_that_found_old_jobs_takes_the_mark_down_to_them() -> None:
     assert past(marks) == 8
 
 
+def test_a_new_set_of_kinds_begins_where_all_kinds_have_come_to_and_goes_its_own_way() -> None:
+    whole = Marks()
+    whole.claimed({QUEUE: 10}, [], 500, look=False, began=0, ended=0)
+    whole.claimed({QUEUE: 10}, [], 900, look=True, began=2 * LAG, ended=2 * LAG + 1)
+    some = whole.of_some()
+    assert past(some) == 500
+    assert some.next_look == whole.next_look
+    some.claimed({QUEUE: 10}, [], 1000, look=False, began=9, ended=9)
+    assert (past(some), past(whole)) == (900, 500)
+
+
 def test_queues_have_marks_of_their_own() -> None:
     marks = Marks()
     marks.claimed({QUEUE: 1, "mail": 5}, [], 100, look=False, began=0, ended=0)
