@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,18 @@ Record = dict[str, Any]
 
 
 class Results:
-    """The records of one or several files; the last word about the machine counts."""
+    """The records of one or several files; the last word about the machine counts, and all peers that took part."""
 
     def __init__(self, *files: Path) -> None:
         records: list[Record] = []
         for file in files:
             records += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        self.about: Record = next((record["about"] for record in reversed(records) if "about" in record), {})
+        abouts = [record["about"] for record in records if "about" in record]
+        self.about: Record = {}
+        for about in abouts:
+            self.about = about | {"peers": self.about.get("peers", {}) | about.get("peers", {})}
+        #: Every run, as it was started; where its results went is nobody's business.
+        self.commands: list[str] = [re.sub(r" --results \S+", "", about["command"]) for about in abouts]
         self._records = [record for record in records if "about" not in record]
 
     def cases(self, workload: str) -> list[str]:
