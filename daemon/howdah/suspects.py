@@ -110,11 +110,16 @@ class SuspectLane:
     async def _run_one(self) -> bool:
         """Run the next suspect to its end; tells whether there may be more."""
         roomy = [name for name, slots in self._slots.items() if slots.set_aside(1)]
-        job = await self._claim(roomy)
-        if job is not None:
-            slots = self._slots[job.queue]
-            self._last, self._runs = job, slots.end_of(job)
-            slots.give_first(job)
+        try:
+            job = await self._claim(roomy)
+            if job is not None:
+                # In hand before its slot is set free: a limited job would take that at once, and this one, whose start is written, would wait.
+                self._last, self._runs = job, self._slots[job.queue].end_of(job)
+                self._slots[job.queue].give_first(job)
+        finally:
+            for name in roomy:
+                self._slots[name].set_free(1)
+        if job is not None and self._runs is not None:
             await self._runs
         elif self._last is not None:
             # The next one may bring us down, and this one must not answer for it.
@@ -127,7 +132,7 @@ class SuspectLane:
         return True
 
     async def _claim(self, queues: Sequence[str]) -> Job[Any] | None:
-        """Claim into a slot that is kept free in each of these queues, so that the job starts when its claim says so."""
+        """Claim into one of these queues, in each of which a slot is kept free, so that the job starts when its claim says so."""
         lease = secrets.randbits(63)
         try:
             job = await self._store.claim_suspect(
@@ -136,9 +141,6 @@ class SuspectLane:
         except BaseException:
             self._on_doubt(lease)
             raise
-        finally:
-            for name in queues:
-                self._slots[name].set_free(1)
         if job is None:
             return None
         job.in_hand_since = monotonic()
