@@ -105,20 +105,22 @@ class Maintenance:
         while True:
             self._stir.clear()
             began = monotonic()
+            pause = 0.0
             longest = DUE_INTERVAL if self._vitals.listening else DEAF_DUE_INTERVAL
             try:
                 made, next_in = await self._make_ready()
                 spell = FIRST_DUE_POLL if made else spell * DUE_POLL_GROWTH
+                if made < PROMOTE_BATCH:
+                    # The cheaper of the last two, as for claims: one that waited for the database says nothing.
+                    spent = monotonic() - began
+                    pause, last_spent = min(spent, last_spent, longest / DUE_SHARE) * DUE_SHARE, spent
             except DatabaseUnavailableError as error:
                 log.debug("promotion failed", extra={"error": str(error)})
-                made, next_in = 0, DEAF_DUE_INTERVAL
+                next_in = DEAF_DUE_INTERVAL
             spell = min(spell, longest)
-            if made < PROMOTE_BATCH:
-                spent = monotonic() - began
-                await asyncio.sleep(min(spent, last_spent, longest / DUE_SHARE) * DUE_SHARE)
-                last_spent = spent
+            await asyncio.sleep(pause)
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(next_in, spell)):
+                async with asyncio.timeout(max(min(next_in, spell) - pause, 0.0)):
                     await self._stir.wait()
 
     async def _make_ready(self) -> tuple[int, float]:
