@@ -33,11 +33,10 @@ begin
     raise notice 'howdah: kind % was never registered', quote_literal(kind);
   end if;
 
-  -- A text is never longer than 1 MiB if its binary form has under 64 bytes: seven numbers have no room in there.
   select p.place, p.payload into wrong from unnest(payloads) with ordinality p(payload, place)
-    where jsonb_typeof(p.payload) is distinct from 'object' or (pg_column_size(p.payload) > 64 and octet_length(p.payload::text) > 1048576) limit 1;
+    where howdah.wrong_argument('kind', p.payload, null, null, null, null, null, null, null, 'skip', null, null, null, null, null, null, null) is not null limit 1;
   if found then
-    perform howdah.refuse(howdah.argument_problem(kind, wrong.payload, null, null, null, null, null, null, null, 'skip', null, null, null, null, null, null, null),
+    perform howdah.refuse(howdah.argument_problem('kind', wrong.payload, null, null, null, null, null, null, null, 'skip', null, null, null, null, null, null, null),
                           format('job %s: ', wrong.place));
   end if;
   if known.fields <> '{}' then

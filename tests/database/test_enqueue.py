@@ -510,6 +510,15 @@ async def test_the_earliest_due_job_sets_the_alarm(connection: asyncpg.Connectio
     assert heard == ["due", "due", "the end"]
 
 
+async def test_a_plain_job_calls_nothing_that_it_did_not_ask_for(connection: asyncpg.Connection) -> None:
+    await register(connection, {"name": "work"})
+    await connection.execute("set track_functions = 'pl'")
+    async with connection.transaction():
+        await enqueue(connection)
+        called = await connection.fetch("select funcname from pg_stat_xact_user_functions where schemaname = 'howdah'")
+    assert {row["funcname"] for row in called} == {"enqueue", "wake"}
+
+
 # -- enqueue_many -----------------------------------------------------------------------------------------------------
 
 
@@ -521,6 +530,35 @@ async def test_many_jobs_come_back_in_the_order_of_the_array(connection: asyncpg
     assert ids == sorted(set(ids))
     jobs = await connection.fetch("select payload from howdah.jobs order by id")
     assert [job["payload"]["n"] for job in jobs] == list(range(1, 51))
+
+
+async def test_jobs_with_different_arguments_may_be_mixed(connection: asyncpg.Connection) -> None:
+    """What is read once for all jobs that say the same goes to those, and to no other."""
+    await register(connection, {"name": "typed", "queue": "home", "fields": {"n": {"types": ["number"], "required": True}}})
+    said: list[dict[str, Any]] = [
+        {"kind": "work"},
+        {"kind": "work", "priority": 3},
+        {"kind": "typed"},
+        {"kind": "typed", "queue": "away", "subject": "s"},
+        {"kind": "work", "priority": 3, "headers": {"h": 1}},
+    ]
+    rows = await enqueue_many(connection, *({**said[n % 5], "payload": {"n": n}} for n in range(60)))
+    jobs = await connection.fetch("select * from howdah.jobs order by id")
+    assert [row["id"] for row in rows] == [job["id"] for job in jobs]
+    assert [job["payload"]["n"] for job in jobs] == list(range(60))
+    for n, job in enumerate(jobs):
+        given = said[n % 5]
+        home = "home" if given["kind"] == "typed" else "default"
+        assert (job["kind"], job["queue"]) == (given["kind"], given.get("queue", home))
+        assert (job["priority"], job["subject"]) == (given.get("priority", 0), given.get("subject"))
+        assert job["headers"] == given.get("headers")
+    with refused("JB003", naming="job 4: typed: field 'n' must be number, not string"):
+        await enqueue_many(connection, *({**said[n], "payload": {"n": n if n < 3 else "x"}} for n in range(4)))
+
+
+async def test_a_payload_that_is_null_or_left_out_is_empty(connection: asyncpg.Connection) -> None:
+    await enqueue_many(connection, {"kind": "work", "payload": None}, {"kind": "work"})
+    assert [job["payload"] for job in await connection.fetch("select payload from howdah.jobs")] == [{}, {}]
 
 
 async def test_keyed_and_unkeyed_jobs_may_be_mixed(connection: asyncpg.Connection) -> None:

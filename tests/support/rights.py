@@ -23,6 +23,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "create_batch": ENQUEUERS,
     "enqueue_payloads": ENQUEUERS,
     "argument_problem": set(),
+    "wrong_argument": set(),
     "are_limits": set(),
     "field_problem": set(),
     "refuse": set(),
