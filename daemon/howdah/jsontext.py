@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import BaseModel
+
+from howdah.stacks import format_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +91,7 @@ def _stack(error: BaseException) -> str | None:
     try:
         if error.__traceback__ is None:
             return None
-        return "".join(traceback.format_exception(type(error), error, _from_author_on(error.__traceback__)))
+        return format_stack(error, _from_author_on(error.__traceback__))
     except BaseException:
         return None
 

@@ -23,7 +23,7 @@ log = logging.getLogger("howdah.maintenance")
 #: Jobs made ready, and keys coalesced, in one statement.
 PROMOTE_BATCH = 1000
 #: The longest time between looks at what is due, in seconds, hearing or deaf: the alarm is set by what is known.
-DUE_INTERVAL, DEAF_DUE_INTERVAL = 10.0, 1.0
+DUE_INTERVAL, DEAF_DUE_INTERVAL = 15.0, 1.0
 #: After something became due, looks begin at so many seconds and grow by half.
 FIRST_DUE_POLL, DUE_POLL_GROWTH = 0.05, 1.5
 #: A look that does not come back full is followed by so many times its own duration without one: behind a snapshot that is held open it has to pass
@@ -73,6 +73,7 @@ class Maintenance:
         self._history_pause = FIRST_HISTORY_INTERVAL
         self._evenness = Evenness()
         self._stir = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
         self._unsettled = asyncio.Event()
 
     def settle(self) -> None:
@@ -80,11 +81,19 @@ class Maintenance:
         self._unsettled.set()
 
     def due(self, delay: float = 0.0) -> None:
-        """Say that something becomes due in so many seconds, perhaps earlier than anything known. On the main loop."""
+        """Say that something becomes due in so many seconds, perhaps earlier than anything known. On the main loop.
+
+        It is there to be seen: the look that an earlier alarm brings finds it, and says when to look next.
+        """
         if delay <= 0:
             self._stir.set()
         elif delay < DUE_INTERVAL:  # what is due later is seen by the looks before
-            asyncio.get_running_loop().call_later(delay, self._stir.set)
+            loop = asyncio.get_running_loop()
+            if self._alarm is not None and loop.time() < self._alarm.when():
+                if self._alarm.when() <= loop.time() + delay:
+                    return
+                self._alarm.cancel()
+            self._alarm = loop.call_later(delay, self._stir.set)
 
     async def run(self) -> None:
         """Keep house until cancelled."""

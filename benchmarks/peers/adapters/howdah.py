@@ -23,7 +23,7 @@ PEER = Peer(
     fill="insert into howdah.jobs (kind, payload) select 'job', {payload} from generate_series(1, {count}) n",
     finished="select not exists (select from howdah.jobs)",
     main=True,
-    note="the defaults: 100 slots, the history kept",
+    note="the defaults: 100 slots, the history kept; a retry after a second instead of one to two",
 )
 
 
@@ -93,7 +93,7 @@ if __name__ == "__main__":
 elif TASK:
     from howdah import Job, handler
 
-    @handler("job")
+    @handler("job", backoff=lambda _attempt: 1.0)  # as the others': a retry after a second
     async def job(job: Job[Any]) -> None:
         """Do what the workload asks."""
         await handle(job.payload)
