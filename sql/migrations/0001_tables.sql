@@ -185,6 +185,9 @@ create table howdah.job_history (
   constraint finished_in_order  check (finished_at >= coalesce(started_at, claimed_at, created_at))
 ) partition by range (finished_at);
 
+-- What can be compressed came compressed from howdah.jobs; what cannot was tried there, and would be tried again by every ack.
+alter table howdah.job_history alter column payload set storage external;
+
 create index job_history_id on howdah.job_history (id);
 -- Few rows: what failed is asked for at night, what went well is not.
 create index job_history_dead on howdah.job_history (finished_at) where state = 'dead';
