@@ -328,7 +328,7 @@ class Executor:
             log.log(level, "a handler held up the main loop", extra=fields)
 
     def _finish(self, job: Job[Any], attempt: Attempt) -> None:
-        self._put(_with_progress(job, attempt), None)
+        self._put(attempt if job.progress is None else _with_progress(job, attempt), None)
         self._count(job, attempt)
 
     def _finish_with(self, job: Job[Any], handler: Handler, attempt: Attempt, links: Sequence[bytes]) -> None:

@@ -16,6 +16,7 @@ import asyncpg
 
 from howdah.drain import ACK_GRACE, CANCEL_GRACE, Drain
 from howdah.errors import ConfigError, DatabaseUnavailableError, LifespanError
+from howdah.garbage import spare_what_stays
 from howdah.lifeline import HUNG
 from howdah.lifespans import LEAVE_GRACE
 from howdah.logs import set_worker
@@ -137,6 +138,8 @@ class Service:
         if not await insist(parts.standing.enter, self._stop):
             return False
         await parts.lifeline.start()
+        if not self._guest:
+            spare_what_stays()
         log.info(
             "started",
             extra={

@@ -190,7 +190,8 @@ class Store:
         now = monotonic()
         ages = [now - start for start in starts]
         runs = [end - start for start, end in zip(starts, ends, strict=True)]
-        left = (await self._line.fetch(SQL["ack_completed"], ids, leases, results, ages, runs, keep))[0][0]
+        some = None if results.count(None) == len(results) else results
+        left = (await self._line.fetch(SQL["ack_completed"], ids, leases, some, ages, runs, keep))[0][0]
         return None if left is None else set(left)
 
     async def ack_fate(
@@ -363,29 +364,27 @@ class Store:
 
 def job_of(row: Any, lease: int) -> Job[Any]:
     """Make the job of a claimed row."""
-    # By place, in the order of howdah.claim_ready: names would cost a dictionary look-up a field, on the hottest path.
+    # By place and all at once, in the order of howdah.claim_ready: this is the hottest path, and a field by its name takes twice as long.
     job: Job[Any] = Job()
-    job.id = row[0]
-    job.queue = row[1]
-    job.kind = row[2]
-    job.raw_payload = row[3]
-    job.priority = row[4]
-    job.attempt = row[5]
-    job.max_attempts = row[6]
-    job.timeout = row[7]
-    job.waited = row[8]
-    job.expires_in = row[9]
-    job.subject = row[10]
-    job.raw_headers = row[11]
-    job.created_at = row[12]
-    job.batch = row[14]
+    (
+        job.id,
+        job.queue,
+        job.kind,
+        job.raw_payload,
+        job.priority,
+        job.attempt,
+        job.max_attempts,
+        job.timeout,
+        job.waited,
+        job.expires_in,
+        job.subject,
+        job.raw_headers,
+        job.created_at,
+        _,
+        job.batch,
+    ) = row[:15]
     job.lease = lease
-    job.cancelled = False
-    job.abandoned = False
-    job.interrupted = False
-    job.timed_out = False
-    job.told_start = False
+    job.cancelled = job.abandoned = job.interrupted = job.timed_out = job.told_start = False
     job.start_first = job.max_attempts == 1
-    job.task = None
-    job.progress = job.reported = job.steps = job.loans = job.chained = None
+    job.task = job.progress = job.reported = job.steps = job.loans = job.chained = None
     return job
