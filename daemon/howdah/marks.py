@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 #: A look is followed by so many times its own duration without one.
 LOOK_SHARE = 20
+#: What a first look that comes back full counts as at most, in seconds: it may have planned, or found the server cold, and the next one tells.
+FIRST_LOOK = 0.1
 #: While claims come back full there is no hurry to look behind: seconds.
 BUSY_LOOK_INTERVAL = 0.2
 #: A mark never moves past ids that were given out less than so many seconds ago: their transactions may still be open.
 LAG = 0.05
+#: More ids than these are not given out in that time: what a first claim knows, which has seen none being given out.
+LAG_IDS = 20_000
 _SAMPLE = 0.01
 
 
@@ -76,9 +80,9 @@ class Marks:
             self._move(queue, found[queue], settled, full=full, look=look)
         if look:
             # All of it counts as spent on what lies behind, full or not: a claim from the marks would have found the rest for next to nothing.
-            # The cheaper of the last two: one that was slow for another reason (the first one plans) says nothing.
+            # The cheaper of the last two: one that was slow for another reason says nothing.
             spent = ended - began
-            cost, self._spent = min(spent, self._spent), spent
+            cost, self._spent = min(spent, self._spent or (FIRST_LOOK if any_full else 0.0)), spent
             self.next_look = ended + max(cost * LOOK_SHARE, BUSY_LOOK_INTERVAL if any_full else 0.0)
         elif any_full:
             self.next_look = max(self.next_look, began + BUSY_LOOK_INTERVAL)
@@ -97,7 +101,8 @@ class Marks:
                 self._past[key] = reached if look else max(past, reached)
 
     def _settle(self, newest: int, now: float) -> int:
-        """Give the last id that had been given out LAG seconds ago."""
+        """Give an id that had been given out LAG seconds ago, the last as far as is known."""
+        self._settled = max(self._settled, newest - LAG_IDS)
         if not self._newest or now - self._newest[-1][0] >= _SAMPLE:
             self._newest.append((now, newest))
         while self._newest and self._newest[0][0] <= now - LAG:

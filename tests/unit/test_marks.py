@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howdah.marks import BUSY_LOOK_INTERVAL, LAG, LOOK_SHARE, Marks
+from howdah.marks import BUSY_LOOK_INTERVAL, FIRST_LOOK, LAG, LAG_IDS, LOOK_SHARE, Marks
 from howdah.store import LAST_RANK
 
 QUEUE = "default"
@@ -106,6 +106,21 @@ def test_one_look_that_was_slow_by_chance_puts_off_no_other() -> None:
     assert marks.next_look == 1
     marks.claimed({QUEUE: 10}, [], 0, look=True, began=1, ended=1.001)
     assert marks.next_look < 1.001 + 0.03
+
+
+def test_a_first_look_that_was_slow_and_came_back_full_is_not_followed_by_another_at_once() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 1}, [job(9)], 10, look=True, began=0, ended=0.3)
+    assert round(marks.next_look - 0.3, 6) == round(FIRST_LOOK * LOOK_SHARE, 6)
+
+
+def test_the_first_claim_moves_its_mark_to_ids_that_are_old_however_fast_they_are_given_out() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 1}, [job(900_000)], 1_000_000, look=True, began=0, ended=0.3)
+    assert past(marks) == 900_000
+    late = Marks()
+    late.claimed({QUEUE: 1}, [job(999_999)], 1_000_000, look=True, began=0, ended=0.3)
+    assert past(late) == 1_000_000 - LAG_IDS
 
 
 def test_while_claims_come_back_full_looks_are_rare() -> None:
