@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_const", dest="size", const="full", help="the long forms as well, hours")
     parser.add_argument("--minutes", type=float, default=0, help="begin nothing new after so many; 6 or 45")
     parser.add_argument("--mass", type=int, default=0, help="depth: so many rows instead of each of its masses")
+    parser.add_argument("--only", default="", help="depth, realistic and snapshot: the cases in whose names this is found")
     parser.add_argument("--results", type=Path, help="the file of JSON lines to append to")
     parser.add_argument(
         "--report",
@@ -72,7 +73,15 @@ def main() -> None:
     installed = _install(peers)
     with running() as server, redis_running(wanted=any(peer.redis for peer in peers)) as redis:
         peers = [peer for peer in peers if peer.name in installed and (redis or not peer.redis)]
-        bench = Bench(server=server, redis=redis, installed=installed, size=size, results=results, mass=given.mass)
+        bench = Bench(
+            server=server,
+            redis=redis,
+            installed=installed,
+            size=size,
+            results=results,
+            mass=given.mass,
+            only=given.only,
+        )
         asyncio.run(_run(bench, workloads, peers, given.rounds, minutes * 60))
     print(tables.targets_table(Results(results)))
     print(f"\n{results}: ./dev peers --report makes docs/benchmarks.md of it")

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -37,6 +38,8 @@ class Bench:
     redis: str = ""
     #: So many rows instead of each mass of the workload depth.
     mass: int = 0
+    #: Of workloads that take long, only the cases in whose names this regular expression is found.
+    only: str = ""
     #: Does not compress, the same in every run.
     filler: str = field(default_factory=lambda: _filler(8192))
 
@@ -45,6 +48,10 @@ class Bench:
         if self.size == "full" and full is not None:
             return full
         return quick if self.size == "quick" else standard
+
+    def wants(self, case: str) -> bool:
+        """Tell whether a case was asked for."""
+        return re.search(self.only, case) is not None
 
     async def pause(self, seconds: float) -> None:
         """Let time pass: what is measured is what happens in it."""

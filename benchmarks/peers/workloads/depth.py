@@ -56,7 +56,8 @@ async def run(bench: Bench, peer: Peer) -> AsyncIterator[Figures]:
     if bench.mass:
         masses = {name: (statement, bench.mass) for name, (statement, _) in masses.items()}
     for name, (statement, count) in masses.items():
-        yield {"case": f"{count:,} {name}", **await _beside(bench, peer, statement, count)}
+        if bench.wants(case := f"{count:,} {name}"):
+            yield {"case": case, **await _beside(bench, peer, statement, count)}
 
 
 async def _beside(bench: Bench, peer: Peer, statement: str, count: int) -> Figures:

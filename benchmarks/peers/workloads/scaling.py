@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "scaling"
 TITLE = "Several daemons on one server"
-ROUNDS = 2
+ROUNDS = 5
 DAEMONS = (1, 2, 4, 8)
 
 
@@ -34,7 +34,7 @@ async def run(bench: Bench, peer: Peer) -> AsyncIterator[Figures]:
 
 
 async def _together(bench: Bench, peer: Peer, daemons: int) -> Figures:
-    count = bench.of(quick=20_000, standard=100_000)
+    count = bench.of(quick=20_000, standard=200_000)
     database = await prepare(bench, peer, 0)
     task = make_task(bench, peer, database, count=count)
     async with AsyncExitStack() as stack, bench.server.connected(database) as connection:

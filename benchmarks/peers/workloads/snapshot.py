@@ -36,13 +36,16 @@ def takes(peer: Peer) -> bool:
 async def run(bench: Bench, peer: Peer) -> AsyncIterator[Figures]:
     """Drain beside a snapshot; Howdah in small claims and under a steady stream as well."""
     count = bench.of(quick=20_000, standard=100_000)
-    yield {"case": f"{count:,} jobs", **_slowing(await drain(bench, peer, count, snapshot=True))}
-    if peer.name == "howdah":
-        count = bench.of(quick=30_000, standard=300_000)
+    if bench.wants(case := f"{count:,} jobs"):
+        yield {"case": case, **_slowing(await drain(bench, peer, count, snapshot=True))}
+    if peer.name != "howdah":
+        return
+    count = bench.of(quick=30_000, standard=300_000)
+    if bench.wants(case := f"{count:,} jobs in claims of 100"):
         small = {"slots": SMALL_CLAIMS}
-        figures = await drain(bench, peer, count, snapshot=True, settings=small, seconds=120)
-        yield {"case": f"{count:,} jobs in claims of 100", **_slowing(figures)}
-        yield {"case": f"a stream of {RATE:,} jobs/s", **await _streamed(bench, peer)}
+        yield {"case": case, **_slowing(await drain(bench, peer, count, snapshot=True, settings=small, seconds=120))}
+    if bench.wants(case := f"a stream of {RATE:,} jobs/s"):
+        yield {"case": case, **await _streamed(bench, peer)}
 
 
 def _slowing(figures: Figures) -> Figures:
