@@ -50,7 +50,7 @@ class Worker:
                 env={**inherited, **installed.environment, "PEERS_TASK": json.dumps(task)},
                 start_new_session=True,
                 preexec_fn=_die_with_us,
-                limit=2**24,
+                limit=2**27,  # a million waits in a line
             )
         return cls(process, Path(complaints))
 
