@@ -71,6 +71,7 @@ def _parts(results: Results) -> dict[str, Callable[[], str]]:
         ),
         "snapshot": part("snapshot", lambda: tables.tenths_table(results, "snapshot", "tenths")),
         "claims": part("snapshot", lambda: tables.tenths_table(results, "snapshot", "claim_p99_ms")),
+        "waits": part("snapshot", lambda: tables.tenths_table(results, "snapshot", "wait_p99_ms")),
         "costs": part("costs", lambda: _costs(results)),
         "scaling": part("scaling", lambda: tables.figures_table(results, "scaling", {"durable": "jobs/s together"})),
     }

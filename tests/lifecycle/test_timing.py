@@ -70,6 +70,33 @@ async def fails_twice(job: Job) -> None:
     assert all(0.3 <= pause < 0.3 + LATE for pause in pauses)
 
 
+async def test_a_retry_that_is_sooner_than_those_before_it_starts_when_its_backoff_is_over(
+    daemon: StartDaemon, connection: asyncpg.Connection
+) -> None:
+    await daemon(
+        """
+        @handler("fails", backoff=lambda attempt: 10)
+        async def fails(job: Job) -> None: raise ValueError("again")
+
+        @handler("fails briefly", backoff=lambda attempt: 0.3)
+        async def fails_briefly(job: Job) -> None:
+            if job.attempt == 1: raise ValueError("again")
+        """,
+        poll_interval=NEVER,
+    )
+    later = await enqueue(connection, "fails")
+
+    async def waits_for_its_retry() -> bool:
+        return await state_of(connection, later) == "retrying"
+
+    await aeventually(waits_for_its_retry)
+    await aeventually(lambda: sleeps(connection))
+    await aeventually(lambda: looks_rarely(connection))
+    ended = await end_of(connection, await enqueue(connection, "fails briefly"))
+    assert (ended["started_at"] - ended["created_at"]).total_seconds() < 0.3 + 2 * LATE
+    assert await waits_for_its_retry()
+
+
 async def test_the_urgent_go_first_and_equals_in_the_order_of_their_coming(
     daemon: StartDaemon, connection: asyncpg.Connection
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from peers.adapters import all_peers
+from peers.bench import Bench
 from peers.peer import filled, payload, pick
 from peers.results import Results
 from peers.tables import rates_table, targets_table
@@ -35,6 +36,13 @@ def test_every_peer_is_pinned_and_runs_in_some_workload() -> None:
         assert any(workload.takes(peer) for workload in WORKLOADS.values()), peer.name
         if peer.fill:
             assert "generate_series(1, 7) n" in filled(peer, 7, payload(100, "x" * 100))
+
+
+@pytest.mark.parametrize(("only", "wanted"), [("", True), ("stream|history", True), ("^100", True), ("queued", False)])
+def test_only_the_cases_that_were_asked_for_are_wanted(only: str, wanted: bool, tmp_path: Path) -> None:
+    server: Any = None
+    bench = Bench(server=server, redis="", installed={}, size="quick", results=tmp_path / "results", only=only)
+    assert bench.wants("100,000,000 rows of history") is wanted
 
 
 def test_a_peer_that_does_not_exist_is_named_with_those_that_do() -> None:
