@@ -18,8 +18,8 @@ NAME = "costs"
 TITLE = "Costs"
 ROUNDS = 1
 PEERS = ("howdah", "graphile-worker", "pgqueuer", "pg-boss", "oban")
-#: Polls slow down and late words of what came before arrive, in seconds.
-CALM = 12
+#: Pauses between polls that grow have grown by then, and late words of what came before have arrived, in seconds.
+CALM = 45
 COUNTERS = """
 select d.xact_commit + d.xact_rollback as commits, (pg_current_wal_lsn() - '0/0')::float8 as wal,
   coalesce((select sum(s.calls) from public.pg_stat_statements s where s.dbid = d.datid), 0)::float8 as statements
@@ -51,7 +51,7 @@ async def _drained(bench: Bench, peer: Peer) -> Figures:
 
 
 async def _idle(bench: Bench, peer: Peer) -> Figures:
-    seconds = bench.of(quick=10, standard=30, full=60)
+    seconds = bench.of(quick=10, standard=60)
     database = await prepare(bench, peer, 0)
     await _count(bench, database)
     task = make_task(bench, peer, database, count=1, form="latency")
