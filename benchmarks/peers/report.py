@@ -32,7 +32,7 @@ def write(*files: Path, page: Path = PAGE) -> None:
     page.write_text(text, encoding="utf-8")
     kept = folder / "results.jsonl"
     lines = "".join(file.read_text(encoding="utf-8") for file in files)
-    kept.write_text(lines, encoding="utf-8")
+    kept.write_text(re.sub(r' --results [^ "]+', "", lines), encoding="utf-8")  # somebody's folder is nobody's business
     print(f"{page}, {folder}")
 
 
