@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_const", dest="size", const="full", help="the long forms as well, hours")
     parser.add_argument("--minutes", type=float, default=0, help="begin nothing new after so many; 6 or 45")
     parser.add_argument("--mass", type=int, default=0, help="depth: so many rows instead of each of its masses")
-    parser.add_argument("--only", default="", help="depth, realistic and snapshot: the cases in whose names this is found")
+    parser.add_argument(
+        "--only", default="", help="depth, realistic and snapshot: the cases in whose names this is found"
+    )
     parser.add_argument("--results", type=Path, help="the file of JSON lines to append to")
     parser.add_argument(
         "--report",

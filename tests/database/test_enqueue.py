@@ -534,7 +534,9 @@ async def test_many_jobs_come_back_in_the_order_of_the_array(connection: asyncpg
 
 async def test_jobs_with_different_arguments_may_be_mixed(connection: asyncpg.Connection) -> None:
     """What is read once for all jobs that say the same goes to those, and to no other."""
-    await register(connection, {"name": "typed", "queue": "home", "fields": {"n": {"types": ["number"], "required": True}}})
+    await register(
+        connection, {"name": "typed", "queue": "home", "fields": {"n": {"types": ["number"], "required": True}}}
+    )
     said: list[dict[str, Any]] = [
         {"kind": "work"},
         {"kind": "work", "priority": 3},

@@ -28,7 +28,8 @@ async def work(job: Job) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("settings", "young"), [("", YOUNG), ("gc.set_threshold(100_000, 5, 5)", 100_000), ("gc.disable()", YOUNG), ("gc.set_threshold(0)", 0)]
+    ("settings", "young"),
+    [("", YOUNG), ("gc.set_threshold(100_000, 5, 5)", 100_000), ("gc.disable()", YOUNG), ("gc.set_threshold(0)", 0)],
 )
 async def test_a_worker_spares_what_stays_and_respects_who_looks_more_seldom(
     settings: str, young: int, daemon: StartDaemon, connection: asyncpg.Connection
