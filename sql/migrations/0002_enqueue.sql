@@ -19,8 +19,8 @@ returns text language sql stable parallel safe as $$
 select case
   when kind is null or length(kind) not between 1 and 100 or kind ~ '[[:cntrl:]]' then 'kind'
   when payload is null or jsonb_typeof(payload) <> 'object' then 'payload'
-  -- Only long numbers make text of few bytes, and eight of the longest, which 1 MiB takes, have no room in 128.
-  when pg_column_size(payload) > 128 and octet_length(payload::text) > 1048576 then 'size of payload'
+  -- Only long numbers make text of few bytes, and eight of the longest, which 1 MiB takes, have no room in 128; unless they came compressed.
+  when (pg_column_size(payload) > 128 or pg_column_compression(payload) is not null) and octet_length(payload::text) > 1048576 then 'size of payload'
   when length(queue) not between 1 and 100 or queue ~ '[[:cntrl:]]' then 'queue'
   when priority not between 0 and 10 then 'priority'
   when run_at is not null and delay is not null then 'run_at and delay'

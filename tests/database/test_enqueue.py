@@ -189,6 +189,16 @@ async def test_a_large_payload_is_refused_however_well_it_compresses(connection:
         await connection.execute("select howdah.enqueue_coalesced('work', payload, 'k') from source")
 
 
+async def test_a_few_compressed_bytes_that_are_long_as_text_are_refused(connection: asyncpg.Connection) -> None:
+    await connection.execute("create table source (payload jsonb)")
+    await connection.execute(
+        "insert into source select jsonb_build_object('n', jsonb_agg(1e131071)) from generate_series(1, 200)"
+    )
+    assert await connection.fetchval("select pg_column_size(payload) from source") <= 128
+    with refused("JB001", naming="payload has"):
+        await connection.execute("select howdah.enqueue('work', payload) from source")
+
+
 # -- kinds ------------------------------------------------------------------------------------------------------------
 
 
