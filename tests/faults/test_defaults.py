@@ -41,8 +41,9 @@ async def test_short_timeouts_and_another_isolation_by_default_are_no_harm_to_th
         figures.faults += 1
     worker = await daemon(HANDLERS)
     await connection.execute("set default_transaction_isolation = 'read committed'")
-    batch = await connection.fetchval("select howdah.create_batch('work')")
-    await enqueue_many(connection, *({"kind": "work", "batch": batch} for _ in range(200)))
+    async with connection.transaction():  # a batch that is committed empty is over
+        batch = await connection.fetchval("select howdah.create_batch('work')")
+        await enqueue_many(connection, *({"kind": "work", "batch": batch} for _ in range(200)))
     first = await enqueue(connection)
     second = await enqueue(connection, depends_on=[first])
     assert (await end_of(connection, second))["state"] == "completed"
