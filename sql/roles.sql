@@ -62,12 +62,17 @@ declare
       beat                  .         X       .       .
 
       claim_ready           .         X       .       .
+      find_behind           .         X       .       .
       claim_suspect         .         X       .       .
       worker_beat           .         X       .       .
       ack                   .         X       .       .
       ack_completed         .         X       .       .
       ack_with              .         X       .       .
       ack_fate              .         X       .       .
+      steps_of              .         X       .       .
+      note_started          .         X       .       .
+      note_progress         .         X       .       .
+      forsake               .         X       .       .
       with_error            .         X       .       .
       without_secrets       .         X       .       .
       keep_step             .         X       .       .
@@ -96,6 +101,7 @@ declare
       lanes_at              .         X       .       .
       return_tokens         .         X       .       .
       with_standing         .         X       .       .
+      standing_among        .         X       .       .
       send_to_gates         .         X       .       .
       sweep_limits          .         X       .       .
 

@@ -778,15 +778,15 @@ end $$;
 
 -- Takes ready jobs for one worker under one new lease: of each queue at most its room, the most urgent first, oldest
 -- first within a priority. Where it looks is said by the lines: line i walks queue line_queues[i] from just behind
--- (line_ranks[i], line_pasts[i]) to the end of rank line_uptos[i], a rank being 10 - priority. A look from the start is
--- the one line (-1, 0, 10).
+-- (line_ranks[i], line_pasts[i]) to the end of rank line_uptos[i], or in it up to id line_ends[i], a rank being 10 - priority. A look from the
+-- start is the one line (-1, 0, 10).
 --
 -- The plan is pinned, whatever the statistics say: index order is claim order, and with a sort, a bitmap or another index
 -- a claim reads the whole queue (717 ms for 100 rows at a million). It is made once: making it anew takes half a millisecond, as long as
 -- fifty jobs. `materialized` keeps the limit beneath the lock.
 -- Claims touch no indexed column, see howdah.jobs.
 create function howdah.claim_ready(worker bigint, lease bigint, kinds text[], queues text[], rooms int[],
-  line_queues text[], line_ranks int[], line_pasts bigint[], line_uptos int[])
+  line_queues text[], line_ranks int[], line_pasts bigint[], line_uptos int[], line_ends bigint[] default null)
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
   waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint, batch bigint)
 language plpgsql
@@ -799,8 +799,7 @@ declare
 begin
   -- What a kind or a queue has limits for is claimed by howdah.claim_limited alone, also if that was not known when a job came.
   if exists (select from howdah.limits l where l.standing) then
-    limited_kinds := array(select k.name from unnest(claim_ready.kinds) k(name) where (howdah.limit_for('kind:' || k.name)).name is not null);
-    limited_queues := array(select q.name from unnest(claim_ready.queues) q(name) where (howdah.limit_for('queue:' || q.name)).name is not null);
+    select * into limited_kinds, limited_queues from howdah.standing_among(claim_ready.kinds, claim_ready.queues);
     if limited_kinds <> '{}' or limited_queues <> '{}' then
       if -1 = any (claim_ready.line_ranks) then     -- a look, which comes by all of them
         perform howdah.send_to_gates(claim_ready.queues, limited_queues, limited_kinds);
@@ -814,7 +813,9 @@ begin
   with wanted as (
     select * from unnest(claim_ready.queues, claim_ready.rooms) as w(queue, room)),
   line as (
-    select * from unnest(claim_ready.line_queues, claim_ready.line_ranks, claim_ready.line_pasts, claim_ready.line_uptos) as l(queue, rank, past, upto)),
+    select l.queue, l.rank, l.past, l.upto, coalesce(l.ends, 9223372036854775807) as ends
+    from unnest(claim_ready.line_queues, claim_ready.line_ranks, claim_ready.line_pasts, claim_ready.line_uptos, claim_ready.line_ends)
+      as l(queue, rank, past, upto, ends)),
   picked as materialized (
     select next.at
     from wanted cross join lateral (
@@ -823,7 +824,7 @@ begin
         select j.ctid as at
         from howdah.jobs j
         where j.queue = line.queue and j.due_at is null and not j.suspect and j.gate is null
-          and ((10 - j.priority), j.id) > (line.rank, line.past) and (10 - j.priority) <= line.upto
+          and ((10 - j.priority), j.id) > (line.rank, line.past) and ((10 - j.priority), j.id) <= (line.upto, line.ends)
           and j.lease is null and j.kind = any (claim_ready.kinds)
         order by (10 - j.priority), j.id
         limit wanted.room
@@ -837,6 +838,42 @@ begin
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, date_part('epoch', j.timeout),
     greatest(date_part('epoch', moment - j.ready_at), 0), date_part('epoch', j.expires_at - moment),
     j.subject, j.headers, j.created_at, j.crashes, j.batch;
+end $$;
+
+-- Finds ready jobs that lie behind: line i walks queue line_queues[i] within rank line_ranks[i] up to id line_pasts[i]; the lines of a queue are one
+-- after the other. Of each queue at most `most`, in claim order. It takes nothing, so it may last: what it finds is claimed by lines of its own.
+-- The plan is pinned like that of a claim.
+create function howdah.find_behind(kinds text[], queues text[], most int, line_queues text[], line_ranks int[], line_pasts bigint[])
+returns table (queue text, rank int, id bigint)
+language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+  limited_kinds  text[];
+  limited_queues text[];
+begin
+  if exists (select from howdah.limits l where l.standing) then
+    select * into limited_kinds, limited_queues from howdah.standing_among(find_behind.kinds, find_behind.queues);
+    if limited_kinds <> '{}' or limited_queues <> '{}' then
+      perform howdah.send_to_gates(find_behind.queues, limited_queues, limited_kinds);
+    end if;
+  end if;
+  return query
+  with line as (
+    select * from unnest(find_behind.line_queues, find_behind.line_ranks, find_behind.line_pasts) as l(queue, rank, past))
+  select wanted.name, next.rank, next.id
+  from unnest(find_behind.queues) wanted(name) cross join lateral (
+    select line.rank, one.id
+    from line cross join lateral (
+      select j.id
+      from howdah.jobs j
+      where j.queue = line.queue and j.due_at is null and not j.suspect and j.gate is null and (10 - j.priority) = line.rank and j.id <= line.past
+        and j.lease is null and j.kind = any (find_behind.kinds)
+      order by j.id
+      limit find_behind.most) one
+    where line.queue = wanted.name
+    limit find_behind.most) next
+  where not exists (select from howdah.queues q where q.name = wanted.name and q.paused_at is not null);
 end $$;
 
 -- Takes one suspect. With `begun` its start is written, too: in the same commit, by a worker that has kept a slot free for it and calls its handler
@@ -867,12 +904,13 @@ begin
           where s.due_at is null and s.suspect and s.gate is null and s.lease is null order by s.id for update skip locked) k
     where j.id = k.id and k.keys is not null;
   end if;
+  claim_suspect.queues := array(select n.queue from unnest(claim_suspect.queues) n(queue)
+    where not exists (select from howdah.queues q where q.name = n.queue and q.paused_at is not null));
   return query
   with picked as materialized (
     select j.ctid as at
     from howdah.jobs j
     where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.gate is null and j.lease is null and j.kind = any (claim_suspect.kinds)
-      and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
     order by (10 - j.priority), j.id
     limit 1
     for update skip locked)
@@ -888,7 +926,6 @@ begin
   for one in
     select j.id, j.limits, j.fifo_key from howdah.jobs j
     where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.gate is not null and j.lease is null and j.kind = any (claim_suspect.kinds)
-      and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
       and current_setting('transaction_isolation') = 'read committed'
     order by (10 - j.priority), j.id
     for update skip locked loop
@@ -927,7 +964,8 @@ select coalesce((select without_secrets.payload - k.secret from howdah.kinds k w
 -- one keeps them, so that it can be retried.
 create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], results jsonb[], errors jsonb[], delays float8[], ages float8[], runs float8[],
   progresses jsonb[], keep boolean)
-returns setof bigint language plpgsql set plan_cache_mode = force_generic_plan as $$
+returns setof bigint language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   moment  timestamptz := clock_timestamp();
@@ -1003,7 +1041,7 @@ end $$;
 -- nothing and returns null, and whoever called it calls howdah.ack. The plan is pinned as the claim's is: from ids to rows by the primary key.
 create function howdah.ack_completed(ids bigint[], leases bigint[], results jsonb[], ages float8[], runs float8[], keep boolean)
 returns bigint[] language plpgsql
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set lock_timeout = '10ms' as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_nestloop = off set enable_mergejoin = off set lock_timeout = '10ms' as $$
 #variable_conflict use_column
 declare
   moment  timestamptz := clock_timestamp();
@@ -1014,7 +1052,7 @@ begin
   with gone as (
     delete from howdah.jobs j
     using unnest(ack_completed.ids, ack_completed.leases, ack_completed.results, ack_completed.ages, ack_completed.runs) as d(id, lease, result, age, run)
-    where j.id = d.id and j.lease = d.lease
+    where j.id = any (ack_completed.ids) and j.id = d.id and j.lease = d.lease
     returning j.*, d.result, d.run, least(moment, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second'))) as began),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
@@ -1040,21 +1078,79 @@ end $$;
 -- What became of acks that howdah.ack did not write: busy (try again), done (an earlier try wrote it) or lost. With no
 -- history kept, an ack that was sent before and is now nowhere counts as done.
 create function howdah.ack_fate(ids bigint[], leases bigint[], sent_before boolean[], keep boolean)
-returns table (id bigint, fate text) language sql stable as $$
+returns table (id bigint, fate text) language sql stable
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 select a.id,
   case when j.lease = a.lease then 'busy'
        when j.last_lease = a.lease then 'done'
        when j.id is null and exists (select from howdah.job_history h where h.id = a.id and h.lease = a.lease) then 'done'
        when j.id is null and not keep and a.sent_before then 'done'
        else 'lost' end
-from unnest(ids, leases, sent_before) as a(id, lease, sent_before) left join howdah.jobs j on j.id = a.id $$;
+from unnest(ids, leases, sent_before) as a(id, lease, sent_before)
+left join lateral (select k.id, k.lease, k.last_lease from howdah.jobs k where k.id = a.id limit 1) j on true $$;
+
+-- What steps of a job gave so far; no row if the lease is not the current one, one without a name if there is nothing.
+create function howdah.steps_of(job_id bigint, lease bigint) returns table (name text, result jsonb) language sql stable
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
+select s.name, s.result from howdah.jobs j left join lateral (
+  select k.name, k.result from howdah.steps k where k.job_id = steps_of.job_id offset 0) s on true
+where j.id = steps_of.job_id and j.lease = steps_of.lease $$;
+
+-- Writes that the handlers of these attempts started agos[i] seconds ago; gives the ids that it wrote, as howdah.ack does.
+create function howdah.note_started(ids bigint[], leases bigint[], agos float8[]) returns setof bigint language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
+#variable_conflict use_column
+begin
+  return query
+  with held as materialized (
+    select locked.at, t.ago from unnest(note_started.ids, note_started.leases, note_started.agos) as t(id, lease, ago) cross join lateral (
+      select j.ctid as at from howdah.jobs j where j.id = t.id and j.lease = t.lease for update skip locked) locked)
+  update howdah.jobs j
+  set started_at = coalesce(j.started_at, greatest(j.claimed_at, clock_timestamp() - held.ago * interval '1 second'))
+  from held where j.ctid = held.at
+  returning j.id;
+end $$;
+
+-- Writes how far the handlers of these attempts have come; gives the ids that it wrote, as howdah.ack does.
+create function howdah.note_progress(ids bigint[], leases bigint[], progresses jsonb[]) returns setof bigint language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
+#variable_conflict use_column
+begin
+  return query
+  with held as materialized (
+    select locked.at, t.progress from unnest(note_progress.ids, note_progress.leases, note_progress.progresses) as t(id, lease, progress) cross join lateral (
+      select j.ctid as at from howdah.jobs j where j.id = t.id and j.lease = t.lease for update skip locked) locked)
+  update howdah.jobs j
+  set progress = held.progress, progressed_at = greatest(j.claimed_at, clock_timestamp())
+  from held where j.ctid = held.at
+  returning j.id;
+end $$;
+
+-- Leaves to the rescue these jobs, which a worker holds and knows nothing of: they become those of a worker that has left. Gives their ids; a
+-- row that somebody locks this moment is passed over. Touches no indexed column.
+create function howdah.forsake(worker bigint, ids bigint[], leases bigint[]) returns setof bigint language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
+#variable_conflict use_column
+begin
+  return query
+  with lost as materialized (
+    select one.at from unnest(forsake.ids, forsake.leases) as t(id, lease) cross join lateral (
+      select j.ctid as at from howdah.jobs j where j.id = t.id and j.lease = t.lease and j.leased_by = forsake.worker for update skip locked) one),
+  ghost as (
+    insert into howdah.workers (name, version, ttl, queues, kinds, started_at, beat_at)
+    select w.name, w.version, interval '0', '{}', '{}', 'epoch', 'epoch' from howdah.workers w where w.id = forsake.worker and exists (select from lost)
+    returning id)
+  update howdah.jobs j set leased_by = ghost.id from lost, ghost where j.ctid = lost.at
+  returning j.id;
+end $$;
 
 -- Completes one job inside the caller's transaction, so that what the caller wrote and the completion commit together.
 -- Call it last: the job's row is locked from here to the commit. Refused (JB008) if the lease is not the current one.
 -- `run` is how long the work took, in seconds; null: since the claim.
 create function howdah.complete(job_id bigint, lease bigint, result jsonb default null, run float8 default null,
   progress jsonb default null) returns text
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   keep boolean := coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off';
@@ -1075,7 +1171,7 @@ end $$;
 -- Makes due jobs claimable, at most `count`, and tells how many it made and in how many seconds the next is due.
 -- now() and not clock_timestamp(): a volatile bound cannot be an index condition. The plan is pinned as the claim's is.
 create function howdah.promote(count int, out promoted int, out next_in float8) language plpgsql
-set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   queues text[];
 begin
@@ -1102,7 +1198,7 @@ end $$;
 -- The table is mostly empty when its statistics are taken, so the plan is pinned: from the keys to their events by index,
 -- from there by place. A join would compare all with all (20 s for 20,000 events).
 create function howdah.coalesce_events(count int, out made int, out next_in float8) language plpgsql
-set jit = off set enable_seqscan = off as $$
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   queues text[];
 begin
@@ -1134,7 +1230,8 @@ end $$;
 
 -- A worker says that it lives. No row: it has been taken for dead, its jobs are others'. `leads`: it does the upkeep
 -- that is needed once for all workers. `suspects` wait to be run, `signals` to be heard by who holds their jobs.
-create function howdah.worker_beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql as $$
+create function howdah.worker_beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   lease interval;
 begin
@@ -1299,10 +1396,15 @@ select j.queue, j.kind, j.state, count(*), greatest(clock_timestamp() - min(j.re
 --
 -- `xmax = 0 or xmax = xmin` tells of a live job, without locking it, that nobody else was ending it when it was read: whoever ends it
 -- locks it later, and looks later. (A claim locks what it then writes: its number stands in both.) Of any other nobody can know.
+--
+-- These tables are mostly empty when their statistics are taken, and a session keeps a plan that it made for empty ones. So plans are pinned: from what
+-- is known to rows by their index. `offset 0` keeps a subquery from becoming a join, which the planner would begin at a table that it takes for empty;
+-- `not isfinite(due_at)` is `due_at = 'infinity'` said so that no index answers it.
 
 -- Lets a job wait for those of `depends_on` that have not completed, and tells whether there are any. Refused (JB007) for a
 -- job that is nowhere: an id from a transaction that has not committed, or one whose history is gone.
-create function howdah.depend(job_id bigint, depends_on bigint[], required boolean) returns boolean language plpgsql as $$
+create function howdah.depend(job_id bigint, depends_on bigint[], required boolean) returns boolean language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   missing bigint;
@@ -1311,12 +1413,12 @@ begin
   -- A member that waits for its own batch would wait for ever. Other members were looked at when they came.
   if batch is not null and exists (
       with recursive ahead(id) as (
-        select w.id from unnest(depends_on) w(id) where not exists (select from howdah.jobs j where j.id = w.id and j.batch = batch)
+        select w.id from unnest(depends_on) w(id) where not exists (select from howdah.jobs j where j.id = w.id and j.batch = batch offset 0)
         union
         select n.id from ahead a cross join lateral (
           select d.depends_on as id from howdah.dependencies d where d.job_id = a.id
-          union all select m.id from howdah.jobs m where m.batch = a.id and m.due_at = 'infinity') n
-        where not exists (select from howdah.jobs j where j.id = n.id and j.batch = batch))
+          union all select m.id from howdah.jobs m where m.batch = a.id and not isfinite(m.due_at) offset 0) n
+        where not exists (select from howdah.jobs j where j.id = n.id and j.batch = batch offset 0))
       select from (select a.id from ahead a limit 10000) a where a.id = batch) then
     perform howdah.refuse(array['JB002', format('depends_on: it would wait for the end of batch %s, of which it is to be a part', batch), 'leave one of them out']);
   end if;
@@ -1324,8 +1426,8 @@ begin
     select distinct w.id from unnest(depends_on) w(id)),
   found as materialized (
     select w.id, coalesce(j.state, h.state) as state
-    from wanted w left join howdah.jobs j on j.id = w.id and w.id <> depend.job_id
-    left join lateral (select h.state from howdah.job_history h where h.id = w.id limit 1) h on j.id is null),
+    from wanted w left join lateral (select j.state from howdah.jobs j where j.id = w.id and w.id <> depend.job_id limit 1) j on true
+    left join lateral (select h.state from howdah.job_history h where h.id = w.id limit 1) h on j.state is null),
   kept as (
     insert into howdah.dependencies (job_id, depends_on, required, outcome)
     select depend.job_id, f.id, depend.required, case when f.state in ('dead', 'cancelled') then f.state end
@@ -1346,7 +1448,8 @@ end $$;
 create function howdah.create_batch(kind text, payload jsonb default '{}', queue text default null, priority int default null,
   max_attempts int default null, timeout interval default null, unique_key text default null, subject text default null,
   headers jsonb default null)
-returns bigint language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+returns bigint language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   batch bigint;
@@ -1362,9 +1465,10 @@ end $$;
 
 -- Keeps a batch open until the caller's transaction ends, so that a job can join it. Refused (JB007) once it is over. Callers do
 -- not wait for one another: the lock is shared, and conflicts only with the one that ends the batch.
-create function howdah.join_batch(batch bigint) returns void language plpgsql as $$
+create function howdah.join_batch(batch bigint) returns void language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 begin
-  perform from howdah.jobs j where j.id = join_batch.batch and j.due_at = 'infinity' and exists (select from howdah.batches b where b.id = join_batch.batch)
+  perform from howdah.jobs j where j.id = join_batch.batch and not isfinite(j.due_at) and exists (select from howdah.batches b where b.id = join_batch.batch)
     for key share of j;
   if not found then
     perform howdah.refuse(array['JB007', format('batch %s is over, or was never opened', batch), 'howdah.create_batch gives the id; a batch is over when all of its jobs have ended']);
@@ -1377,7 +1481,7 @@ end $$;
 -- with an old snapshot, which cannot see who has joined, and so does the end of a job for which very many wait.
 -- What nobody waits for pays a look into each index. Pinned: the tables are mostly empty when their statistics are taken.
 create function howdah.note_ended(ids bigint[], states text[], batches bigint[], brief boolean) returns void language plpgsql
-set jit = off set enable_seqscan = off as $$
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   acts    boolean := brief and current_setting('transaction_isolation') = 'read committed';
@@ -1416,7 +1520,8 @@ begin
     with ends as (
       insert into howdah.batch_ends (batch, completed, dead, cancelled)
       select e.batch, count(*) filter (where e.state = 'completed'), count(*) filter (where e.state = 'dead'), count(*) filter (where e.state = 'cancelled')
-      from unnest(note_ended.batches, note_ended.states) e(batch, state) join howdah.batches b on b.id = e.batch group by e.batch order by e.batch
+      from unnest(note_ended.batches, note_ended.states) e(batch, state)
+      where exists (select from howdah.batches b where b.id = e.batch offset 0) group by e.batch order by e.batch
       returning batch)
     select array_agg(e.batch order by e.batch) into groups from ends e;
   end if;
@@ -1435,7 +1540,7 @@ end $$;
 -- Acts on what is known of the dependencies of these jobs: lets those go that have none left, and cancels those that lost one they
 -- need. Gives those that somebody holds this moment.
 create function howdah.resolve(ids bigint[]) returns bigint[] language plpgsql
-set jit = off set enable_seqscan = off as $$
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   mine    bigint[];
@@ -1464,28 +1569,29 @@ begin
   end if;
   with free as (
     update howdah.jobs j set due_at = case when j.ready_at > clock_timestamp() then j.ready_at end, ready_at = greatest(j.ready_at, clock_timestamp())
-    where j.id = any (mine) and j.due_at = 'infinity' and not exists (select from howdah.dependencies d where d.job_id = j.id)
-      and not exists (select from howdah.batches b where b.id = j.id)
+    where j.id = any (mine) and not isfinite(j.due_at) and not exists (select from howdah.dependencies d where d.job_id = j.id offset 0)
+      and not exists (select from howdah.batches b where b.id = j.id offset 0)
     returning j.queue, j.due_at)
   select array_agg(distinct f.queue) filter (where f.due_at is null), bool_or(f.due_at is not null) into queues, later from free f;
   perform howdah.wake(q.name) from unnest(queues) q(name);
   if later then perform howdah.notify('howdah_control', 'due'); end if;
   delete from howdah.dependencies d using (               -- what somebody held when their job was cancelled
     select d.ctid as at from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null
-      and not exists (select from howdah.jobs j where j.id = d.job_id) for update skip locked) old where d.ctid = old.at;
+      and not exists (select from howdah.jobs j where j.id = d.job_id offset 0) for update skip locked) old where d.ctid = old.at;
   return coalesce((select array_agg(distinct d.job_id) from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null), '{}');
 end $$;
 
 -- Lets the job behind a batch go if no member lives any more, with the counts of how they ended. False: nobody can know this moment.
 -- The lock comes first and the look in a statement of its own: whoever joined has committed by then, or joins no more. A member
 -- that is there for sure comes before both: its end is somebody's who comes later, and acks need not take turns at the lock.
-create function howdah.end_batch(batch bigint) returns boolean language plpgsql as $$
+create function howdah.end_batch(batch bigint) returns boolean language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   queue text;
 begin
   if exists (select from howdah.jobs j where j.batch = end_batch.batch and (j.xmax = 0 or j.xmax = j.xmin)) then return true; end if;
-  perform from howdah.jobs j where j.id = end_batch.batch and j.due_at = 'infinity' for update skip locked;
+  perform from howdah.jobs j where j.id = end_batch.batch and not isfinite(j.due_at) for update skip locked;
   if not found then
     return not exists (select from howdah.batches b where b.id = end_batch.batch);
   end if;
@@ -1508,7 +1614,7 @@ end $$;
 -- way, to be called now and then, and on the word `settle`. One caller at a time does it; it never waits for a row.
 -- A job that is neither alive nor in history counts as completed: there is no history, or it ended long ago.
 create function howdah.settle(count int default 10000, out seen int, out next_in float8) language plpgsql
-set jit = off as $$
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   waiting bigint[];
@@ -1526,9 +1632,9 @@ begin
     return;
   end if;
   with late as materialized (
-    select d.ctid as at, d.depends_on, exists (select from howdah.jobs j where j.id = d.depends_on) as lives from howdah.dependencies d
+    select d.ctid as at, d.depends_on, exists (select from howdah.jobs j where j.id = d.depends_on offset 0) as lives from howdah.dependencies d
     where d.outcome is null and not exists (           -- who has joined a batch leaves a mark on its job, which waits
-      select from howdah.jobs j where j.id = d.depends_on and (j.xmax = 0 or j.xmax = j.xmin or j.due_at = 'infinity'))
+      select from howdah.jobs j where j.id = d.depends_on and (j.xmax = 0 or j.xmax = j.xmin or j.due_at = 'infinity') offset 0)
     limit settle.count for update skip locked),
   marked as (
     update howdah.dependencies d set outcome = coalesce((select h.state from howdah.job_history h where h.id = l.depends_on limit 1), 'completed')
@@ -1544,11 +1650,11 @@ begin
   end loop;
   foreach batch in array coalesce((select array_agg(b.id order by b.id) from (
       select b.id from howdah.batches b
-      where not exists (select from howdah.jobs j where j.batch = b.id and (j.xmax = 0 or j.xmax = j.xmin)) limit settle.count) b), '{}') loop
+      where not exists (select from howdah.jobs j where j.batch = b.id and (j.xmax = 0 or j.xmax = j.xmin) offset 0) limit settle.count) b), '{}') loop
     if howdah.end_batch(batch) then seen := seen + 1; else held := true; end if;
   end loop;
   delete from howdah.batch_ends e using (
-    select e.ctid as at from howdah.batch_ends e where not exists (select from howdah.batches b where b.id = e.batch) for update skip locked) old
+    select e.ctid as at from howdah.batch_ends e where not exists (select from howdah.batches b where b.id = e.batch offset 0) for update skip locked) old
     where e.ctid = old.at;
   delete from howdah.waiters w using (
     select w.ctid as at from howdah.waiters w where w.until < now() - interval '1 minute' for update skip locked) old where w.ctid = old.at;
@@ -1559,7 +1665,8 @@ end $$;
 -- Asks to be told of the end of a job within so many seconds, at most an hour, on channel howdah_control as `ended <id>`, and gives its state now.
 -- Refused (JB007) for a job that is nowhere. The word may be lost: whoever waits looks now and then.
 create function howdah.watch(job_id bigint, waiter text, seconds float8 default 60) returns text
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   state text;
@@ -1579,7 +1686,8 @@ end $$;
 
 -- Keeps what a step of a job gave, if the lease is the current one, and gives what is kept: the first result of that name. Null: the
 -- lease is lost. Safe to repeat.
-create function howdah.keep_step(job_id bigint, lease bigint, name text, result jsonb) returns jsonb language plpgsql as $$
+create function howdah.keep_step(job_id bigint, lease bigint, name text, result jsonb) returns jsonb language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   kept jsonb;
@@ -1604,7 +1712,8 @@ end $$;
 -- written: howdah.ack_fate tells why. The others come first: they may join this job's batch.
 create function howdah.ack_with(job_id bigint, lease bigint, outcome text, result jsonb, error jsonb, delay float8, age float8, run float8,
   progress jsonb, keep boolean, jobs jsonb)
-returns boolean language plpgsql as $$
+returns boolean language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 begin
   perform from howdah.jobs j where j.id = job_id and j.lease = ack_with.lease for update skip locked;
@@ -1618,7 +1727,8 @@ end $$;
 
 -- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has deleted it, and tells
 -- howdah.note_ended when its statement is over: what that changes may be in the same statement's reach.
-create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql as $$
+create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 delete from howdah.dependencies d using (     -- what somebody else holds goes when that one has ended, by howdah.resolve
   select d.ctid as at from howdah.dependencies d where d.job_id = job.id for update skip locked) free where d.ctid = free.at;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
@@ -1631,7 +1741,8 @@ select true $$;
 -- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and
 -- keeps its true outcome if it ends first; nobody but the engine locks a running row, so the request is a row of signals.
 create function howdah.cancel(job_id bigint, by text default null, reason text default null) returns text
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   gone  howdah.jobs;
@@ -1656,7 +1767,8 @@ end $$;
 
 -- Cancels every live job of a subject and gives their number.
 create function howdah.cancel_subject(subject text, by text default null, reason text default null) returns bigint
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   ended   bigint;
@@ -1681,14 +1793,15 @@ end $$;
 
 -- Carries out requests to cancel whose job is no longer running, forgets those whose job has ended, and gives the others:
 -- what a worker compares with the jobs that it holds.
-create function howdah.apply_signals() returns table (job_id bigint, by text, reason text) language plpgsql as $$
+create function howdah.apply_signals() returns table (job_id bigint, by text, reason text) language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   one  record;
   gone howdah.jobs;
 begin
-  for one in select s.job_id, min(s.id) as first from howdah.signals s join howdah.jobs j on j.id = s.job_id
-             where j.lease is null group by s.job_id order by s.job_id loop
+  for one in select s.job_id, min(s.id) as first from howdah.signals s
+             where exists (select from howdah.jobs j where j.id = s.job_id and j.lease is null offset 0) group by s.job_id order by s.job_id loop
     delete from howdah.jobs j where j.id = (select k.id from howdah.jobs k where k.id = one.job_id and k.lease is null for update skip locked)
       returning j.* into gone;
     if found then
@@ -1696,13 +1809,14 @@ begin
       perform howdah.note_ended(array[gone.id], array['cancelled'], array[gone.batch], true);
     end if;
   end loop;
-  delete from howdah.signals s where not exists (select from howdah.jobs j where j.id = s.job_id);
+  delete from howdah.signals s where not exists (select from howdah.jobs j where j.id = s.job_id offset 0);
   return query select distinct on (s.job_id) s.job_id, s.by, s.reason from howdah.signals s order by s.job_id, s.id;
 end $$;
 
 -- Makes a new job of an ended one, with all its attempts before it, and gives the new id. The old one stays as it was.
 create function howdah.retry(job_id bigint) returns bigint
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   old    howdah.job_history;
@@ -1727,7 +1841,8 @@ end $$;
 
 -- Moves a queued job to another time. Refused for a running or an ended one.
 create function howdah.reschedule(job_id bigint, run_at timestamptz) returns void
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   due   timestamptz := case when run_at > clock_timestamp() then run_at end;
@@ -1859,7 +1974,8 @@ end $$;
 -- Says that a worker lives, which it must at least every third of its ttl. `alive` false: it was taken for dead, and its jobs are
 -- others' now. `cancelled` names its jobs that somebody wants cancelled: stop them, then release them.
 create function howdah.beat(worker text, out alive boolean, out cancelled bigint[])
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   me bigint;
 begin
@@ -1870,7 +1986,8 @@ end $$;
 
 -- Writes that work on a job has begun, and tells whether the lease still holds. Needs calling only for long jobs, so that people see it.
 create function howdah.start(job_id bigint, lease bigint) returns boolean
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 begin
   update howdah.jobs j set started_at = coalesce(j.started_at, greatest(j.claimed_at, clock_timestamp()))
     where j.id = start.job_id and j.lease = start.lease;
@@ -1881,7 +1998,8 @@ end $$;
 -- hour, the upper half at random) or after `retry_in`; or dead, if the attempts are used up or `hopeless`. `error` is a message, or a JSON object
 -- with type, message and whatever else helps. Refused (JB008) if the lease is not the current one.
 create function howdah.fail(job_id bigint, lease bigint, error text, retry_in interval default null, hopeless boolean default false)
-returns text language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+returns text language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   job   howdah.jobs;
   told  jsonb;
@@ -1908,7 +2026,8 @@ end $$;
 -- Gives a claimed job back unharmed, its attempt not counted, and gives its state after that: ready, or cancelled if somebody asked for it;
 -- dead if it may run at most once. Refused (JB008) if the lease is not the current one.
 create function howdah.release(job_id bigint, lease bigint) returns text
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   job howdah.jobs;
 begin
@@ -2622,10 +2741,16 @@ with recursive lane as (
 select array(select l.queue from lane l) $$;
 
 -- Gives back the tokens of jobs that were given back without having been started.
-create function howdah.return_tokens(ids bigint[]) returns void language sql as $$
+create function howdah.return_tokens(ids bigint[]) returns void language sql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 insert into howdah.openings (key, tokens)
 select k.key, count(*) from howdah.jobs j cross join unnest(j.limits) k(key)
 where j.id = any (return_tokens.ids) and (howdah.limit_for(k.key)).rate is not null group by k.key $$;
+
+-- Which of these kinds and queues a limit holds for.
+create function howdah.standing_among(kinds text[], queues text[], out limited_kinds text[], out limited_queues text[]) language sql stable as $$
+select array(select k.name from unnest(kinds) k(name) where (howdah.limit_for('kind:' || k.name)).name is not null),
+  array(select q.name from unnest(queues) q(name) where (howdah.limit_for('queue:' || q.name)).name is not null) $$;
 
 -- Sends jobs that stand in the claim index to the lines of what holds for their kind or queue: those that were not known to have a limit when
 -- they came. Looks where a claim looks, under the claim's plan.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from howdah.job import Job
     from howdah.metrics import Metrics
+    from howdah.scout import Scout
     from howdah.slots import QueueSlots, RunTimes
     from howdah.store import Store
 
@@ -69,6 +70,7 @@ class Claimer:
         runs_suspects: Callable[[], bool],
         give_back: Callable[[Iterable[Job[Any]]], None],
         on_doubt: Callable[[int], None],
+        scout: Scout,
         claimed_once: asyncio.Event,
         metrics: Metrics,
         poll_interval: float,
@@ -84,6 +86,7 @@ class Claimer:
         self._is_deaf = is_deaf
         self._give_back = give_back
         self._on_doubt = on_doubt
+        self._scout = scout
         self._metrics = metrics
         self._claimed = {queue: metrics.claimed.labels(queue) for queue in slots}
         self._poll_interval = poll_interval
@@ -190,8 +193,11 @@ class Claimer:
         """Claim once and hand over; tells whether there may be more."""
         marks = self._marks_of(plan.kinds)
         began = monotonic()
-        look = began >= marks.next_look
+        look = began >= marks.next_look and not self._scout.away
         self._woken = self._woken and not look
+        if look and marks.dear and marks.behind(plan.rooms):
+            look = False
+            self._scout.send(marks, plan.kinds, plan.rooms)
         lease = secrets.randbits(63)
         try:
             claim = await self._store.claim(
@@ -261,8 +267,10 @@ class Claimer:
         began = monotonic()
         longest = DEAF_POLL if self._is_deaf() else self._poll_interval * QUIET_POLLS
         poll = min(self._poll, longest)
+        # The scout stirs when it is back.
+        to_look = max(self._next_look - began, 0.0) if self._woken and not self._scout.away else poll
         try:
-            async with asyncio.timeout(min(poll, max(self._next_look - began, 0.0)) if self._woken else poll):
+            async with asyncio.timeout(min(poll, to_look)):
                 await self._stir.wait()
         except TimeoutError:
             if not self._woken:

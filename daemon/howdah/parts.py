@@ -32,6 +32,7 @@ from howdah.pool import HandlerPool
 from howdah.processes import Processes
 from howdah.reporter import Reporter
 from howdah.scheduler import Scheduler
+from howdah.scout import Scout
 from howdah.services import WorkerServices
 from howdah.slots import Cap, QueueSlots, RunTimes
 from howdah.standing import Standing
@@ -147,6 +148,7 @@ class Parts:
             for queue, size in config.queues.items()
         }
         self.doubts = Doubts(store=Store(self._lines["count"]), worker=lambda: self.vitals.worker)
+        self.scout = Scout(store=Store(self._lines["count"]), on_return=lambda: self.claimer.look())
         self.claimer = Claimer(
             store=Store(self._lines["claim"]),
             slots=self.slots,
@@ -158,6 +160,7 @@ class Parts:
             runs_suspects=lambda: self.suspects.busy,
             give_back=self.release,
             on_doubt=self.doubts.add,
+            scout=self.scout,
             claimed_once=self.claimed,
             metrics=self.metrics,
             poll_interval=config.poll_interval,

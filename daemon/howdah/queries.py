@@ -33,6 +33,7 @@ QUERIES = (
     "enqueue_payloads",
     "enter",
     "explain",
+    "find_behind",
     "find_ids",
     "find_jobs",
     "fire_schedule",

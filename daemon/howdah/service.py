@@ -175,6 +175,7 @@ class Service:
             "canceller": parts.canceller.run(),
             "maintenance": parts.maintenance.run(),
             "doubts": parts.doubts.run(),
+            "scout": parts.scout.run(),
             "scheduler": parts.scheduler.run(),
             "census": parts.census.run(),
             "standing": parts.standing.run(),

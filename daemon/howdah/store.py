@@ -24,15 +24,25 @@ if TYPE_CHECKING:
 #: The rank and id from which a look begins; ranks are 10 - priority.
 START = (-1, 0)
 LAST_RANK = 10
+LAST_ID = 2**63 - 1
 
 
 class Stretch(NamedTuple):
-    """A piece of a queue in claim order: from just behind (rank, past) to the end of rank `upto`."""
+    """A piece of a queue in claim order: from just behind (rank, past) to id `end` in rank `upto`."""
 
     queue: str
     rank: int
     past: int
     upto: int
+    end: int = LAST_ID
+
+
+class Mark(NamedTuple):
+    """A place in a queue in claim order."""
+
+    queue: str
+    rank: int
+    id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +133,16 @@ class Store:
             [stretch.rank for stretch in stretches],
             [stretch.past for stretch in stretches],
             [stretch.upto for stretch in stretches],
+            [stretch.end for stretch in stretches],
         )
         jobs = [job_of(row, lease) for row in rows if row[0] is not None]
         return Claim(jobs, rows[0]["newest"])
+
+    async def find_behind(self, kinds: Sequence[str], most: int, marks: Sequence[Mark]) -> list[Mark]:
+        """Find ready jobs that lie behind marks, of each queue at most so many, in claim order. Takes nothing."""
+        queues, ranks, pasts = zip(*marks, strict=True)
+        rows = await self._line.fetch(SQL["find_behind"], kinds, list(dict.fromkeys(queues)), most, queues, ranks, pasts)
+        return [Mark(*row) for row in rows]
 
     async def claim_limited(self, worker: int, lease: int, kinds: Sequence[str], rooms: dict[str, int]) -> LimitedClaim:
         """Take limited jobs that may start now: of each queue at most its room."""

@@ -2,15 +2,15 @@
 
 -- Takes ready jobs for one worker under one new lease: of each queue at most its room, the most urgent first, oldest
 -- first within a priority. Where it looks is said by the lines: line i walks queue line_queues[i] from just behind
--- (line_ranks[i], line_pasts[i]) to the end of rank line_uptos[i], a rank being 10 - priority. A look from the start is
--- the one line (-1, 0, 10).
+-- (line_ranks[i], line_pasts[i]) to the end of rank line_uptos[i], or in it up to id line_ends[i], a rank being 10 - priority. A look from the
+-- start is the one line (-1, 0, 10).
 --
 -- The plan is pinned, whatever the statistics say: index order is claim order, and with a sort, a bitmap or another index
 -- a claim reads the whole queue (717 ms for 100 rows at a million). It is made once: making it anew takes half a millisecond, as long as
 -- fifty jobs. `materialized` keeps the limit beneath the lock.
 -- Claims touch no indexed column, see howdah.jobs.
 create function howdah.claim_ready(worker bigint, lease bigint, kinds text[], queues text[], rooms int[],
-  line_queues text[], line_ranks int[], line_pasts bigint[], line_uptos int[])
+  line_queues text[], line_ranks int[], line_pasts bigint[], line_uptos int[], line_ends bigint[] default null)
 returns table (id bigint, queue text, kind text, payload jsonb, priority smallint, attempt smallint, max_attempts smallint, timeout float8,
   waited float8, expires_in float8, subject text, headers jsonb, created_at timestamptz, crashes smallint, batch bigint)
 language plpgsql
@@ -23,8 +23,7 @@ declare
 begin
   -- What a kind or a queue has limits for is claimed by howdah.claim_limited alone, also if that was not known when a job came.
   if exists (select from howdah.limits l where l.standing) then
-    limited_kinds := array(select k.name from unnest(claim_ready.kinds) k(name) where (howdah.limit_for('kind:' || k.name)).name is not null);
-    limited_queues := array(select q.name from unnest(claim_ready.queues) q(name) where (howdah.limit_for('queue:' || q.name)).name is not null);
+    select * into limited_kinds, limited_queues from howdah.standing_among(claim_ready.kinds, claim_ready.queues);
     if limited_kinds <> '{}' or limited_queues <> '{}' then
       if -1 = any (claim_ready.line_ranks) then     -- a look, which comes by all of them
         perform howdah.send_to_gates(claim_ready.queues, limited_queues, limited_kinds);
@@ -38,7 +37,9 @@ begin
   with wanted as (
     select * from unnest(claim_ready.queues, claim_ready.rooms) as w(queue, room)),
   line as (
-    select * from unnest(claim_ready.line_queues, claim_ready.line_ranks, claim_ready.line_pasts, claim_ready.line_uptos) as l(queue, rank, past, upto)),
+    select l.queue, l.rank, l.past, l.upto, coalesce(l.ends, 9223372036854775807) as ends
+    from unnest(claim_ready.line_queues, claim_ready.line_ranks, claim_ready.line_pasts, claim_ready.line_uptos, claim_ready.line_ends)
+      as l(queue, rank, past, upto, ends)),
   picked as materialized (
     select next.at
     from wanted cross join lateral (
@@ -47,7 +48,7 @@ begin
         select j.ctid as at
         from howdah.jobs j
         where j.queue = line.queue and j.due_at is null and not j.suspect and j.gate is null
-          and ((10 - j.priority), j.id) > (line.rank, line.past) and (10 - j.priority) <= line.upto
+          and ((10 - j.priority), j.id) > (line.rank, line.past) and ((10 - j.priority), j.id) <= (line.upto, line.ends)
           and j.lease is null and j.kind = any (claim_ready.kinds)
         order by (10 - j.priority), j.id
         limit wanted.room
@@ -61,6 +62,42 @@ begin
   returning j.id, j.queue, j.kind, j.payload, j.priority, j.attempt, j.max_attempts, date_part('epoch', j.timeout),
     greatest(date_part('epoch', moment - j.ready_at), 0), date_part('epoch', j.expires_at - moment),
     j.subject, j.headers, j.created_at, j.crashes, j.batch;
+end $$;
+
+-- Finds ready jobs that lie behind: line i walks queue line_queues[i] within rank line_ranks[i] up to id line_pasts[i]; the lines of a queue are one
+-- after the other. Of each queue at most `most`, in claim order. It takes nothing, so it may last: what it finds is claimed by lines of its own.
+-- The plan is pinned like that of a claim.
+create function howdah.find_behind(kinds text[], queues text[], most int, line_queues text[], line_ranks int[], line_pasts bigint[])
+returns table (queue text, rank int, id bigint)
+language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+  limited_kinds  text[];
+  limited_queues text[];
+begin
+  if exists (select from howdah.limits l where l.standing) then
+    select * into limited_kinds, limited_queues from howdah.standing_among(find_behind.kinds, find_behind.queues);
+    if limited_kinds <> '{}' or limited_queues <> '{}' then
+      perform howdah.send_to_gates(find_behind.queues, limited_queues, limited_kinds);
+    end if;
+  end if;
+  return query
+  with line as (
+    select * from unnest(find_behind.line_queues, find_behind.line_ranks, find_behind.line_pasts) as l(queue, rank, past))
+  select wanted.name, next.rank, next.id
+  from unnest(find_behind.queues) wanted(name) cross join lateral (
+    select line.rank, one.id
+    from line cross join lateral (
+      select j.id
+      from howdah.jobs j
+      where j.queue = line.queue and j.due_at is null and not j.suspect and j.gate is null and (10 - j.priority) = line.rank and j.id <= line.past
+        and j.lease is null and j.kind = any (find_behind.kinds)
+      order by j.id
+      limit find_behind.most) one
+    where line.queue = wanted.name
+    limit find_behind.most) next
+  where not exists (select from howdah.queues q where q.name = wanted.name and q.paused_at is not null);
 end $$;
 
 -- Takes one suspect. With `begun` its start is written, too: in the same commit, by a worker that has kept a slot free for it and calls its handler
@@ -91,12 +128,13 @@ begin
           where s.due_at is null and s.suspect and s.gate is null and s.lease is null order by s.id for update skip locked) k
     where j.id = k.id and k.keys is not null;
   end if;
+  claim_suspect.queues := array(select n.queue from unnest(claim_suspect.queues) n(queue)
+    where not exists (select from howdah.queues q where q.name = n.queue and q.paused_at is not null));
   return query
   with picked as materialized (
     select j.ctid as at
     from howdah.jobs j
     where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.gate is null and j.lease is null and j.kind = any (claim_suspect.kinds)
-      and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
     order by (10 - j.priority), j.id
     limit 1
     for update skip locked)
@@ -112,7 +150,6 @@ begin
   for one in
     select j.id, j.limits, j.fifo_key from howdah.jobs j
     where j.queue = any (claim_suspect.queues) and j.due_at is null and j.suspect and j.gate is not null and j.lease is null and j.kind = any (claim_suspect.kinds)
-      and not exists (select from howdah.queues q where q.name = j.queue and q.paused_at is not null)
       and current_setting('transaction_isolation') = 'read committed'
     order by (10 - j.priority), j.id
     for update skip locked loop
@@ -151,7 +188,8 @@ select coalesce((select without_secrets.payload - k.secret from howdah.kinds k w
 -- one keeps them, so that it can be retried.
 create function howdah.ack(ids bigint[], leases bigint[], outcomes text[], results jsonb[], errors jsonb[], delays float8[], ages float8[], runs float8[],
   progresses jsonb[], keep boolean)
-returns setof bigint language plpgsql set plan_cache_mode = force_generic_plan as $$
+returns setof bigint language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   moment  timestamptz := clock_timestamp();
@@ -227,7 +265,7 @@ end $$;
 -- nothing and returns null, and whoever called it calls howdah.ack. The plan is pinned as the claim's is: from ids to rows by the primary key.
 create function howdah.ack_completed(ids bigint[], leases bigint[], results jsonb[], ages float8[], runs float8[], keep boolean)
 returns bigint[] language plpgsql
-set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set lock_timeout = '10ms' as $$
+set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_nestloop = off set enable_mergejoin = off set lock_timeout = '10ms' as $$
 #variable_conflict use_column
 declare
   moment  timestamptz := clock_timestamp();
@@ -238,7 +276,7 @@ begin
   with gone as (
     delete from howdah.jobs j
     using unnest(ack_completed.ids, ack_completed.leases, ack_completed.results, ack_completed.ages, ack_completed.runs) as d(id, lease, result, age, run)
-    where j.id = d.id and j.lease = d.lease
+    where j.id = any (ack_completed.ids) and j.id = d.id and j.lease = d.lease
     returning j.*, d.result, d.run, least(moment, greatest(j.claimed_at, coalesce(j.started_at, moment - d.age * interval '1 second'))) as began),
   kept as (
     insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, result, errors, progress,
@@ -264,21 +302,79 @@ end $$;
 -- What became of acks that howdah.ack did not write: busy (try again), done (an earlier try wrote it) or lost. With no
 -- history kept, an ack that was sent before and is now nowhere counts as done.
 create function howdah.ack_fate(ids bigint[], leases bigint[], sent_before boolean[], keep boolean)
-returns table (id bigint, fate text) language sql stable as $$
+returns table (id bigint, fate text) language sql stable
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 select a.id,
   case when j.lease = a.lease then 'busy'
        when j.last_lease = a.lease then 'done'
        when j.id is null and exists (select from howdah.job_history h where h.id = a.id and h.lease = a.lease) then 'done'
        when j.id is null and not keep and a.sent_before then 'done'
        else 'lost' end
-from unnest(ids, leases, sent_before) as a(id, lease, sent_before) left join howdah.jobs j on j.id = a.id $$;
+from unnest(ids, leases, sent_before) as a(id, lease, sent_before)
+left join lateral (select k.id, k.lease, k.last_lease from howdah.jobs k where k.id = a.id limit 1) j on true $$;
+
+-- What steps of a job gave so far; no row if the lease is not the current one, one without a name if there is nothing.
+create function howdah.steps_of(job_id bigint, lease bigint) returns table (name text, result jsonb) language sql stable
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
+select s.name, s.result from howdah.jobs j left join lateral (
+  select k.name, k.result from howdah.steps k where k.job_id = steps_of.job_id offset 0) s on true
+where j.id = steps_of.job_id and j.lease = steps_of.lease $$;
+
+-- Writes that the handlers of these attempts started agos[i] seconds ago; gives the ids that it wrote, as howdah.ack does.
+create function howdah.note_started(ids bigint[], leases bigint[], agos float8[]) returns setof bigint language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
+#variable_conflict use_column
+begin
+  return query
+  with held as materialized (
+    select locked.at, t.ago from unnest(note_started.ids, note_started.leases, note_started.agos) as t(id, lease, ago) cross join lateral (
+      select j.ctid as at from howdah.jobs j where j.id = t.id and j.lease = t.lease for update skip locked) locked)
+  update howdah.jobs j
+  set started_at = coalesce(j.started_at, greatest(j.claimed_at, clock_timestamp() - held.ago * interval '1 second'))
+  from held where j.ctid = held.at
+  returning j.id;
+end $$;
+
+-- Writes how far the handlers of these attempts have come; gives the ids that it wrote, as howdah.ack does.
+create function howdah.note_progress(ids bigint[], leases bigint[], progresses jsonb[]) returns setof bigint language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
+#variable_conflict use_column
+begin
+  return query
+  with held as materialized (
+    select locked.at, t.progress from unnest(note_progress.ids, note_progress.leases, note_progress.progresses) as t(id, lease, progress) cross join lateral (
+      select j.ctid as at from howdah.jobs j where j.id = t.id and j.lease = t.lease for update skip locked) locked)
+  update howdah.jobs j
+  set progress = held.progress, progressed_at = greatest(j.claimed_at, clock_timestamp())
+  from held where j.ctid = held.at
+  returning j.id;
+end $$;
+
+-- Leaves to the rescue these jobs, which a worker holds and knows nothing of: they become those of a worker that has left. Gives their ids; a
+-- row that somebody locks this moment is passed over. Touches no indexed column.
+create function howdah.forsake(worker bigint, ids bigint[], leases bigint[]) returns setof bigint language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
+#variable_conflict use_column
+begin
+  return query
+  with lost as materialized (
+    select one.at from unnest(forsake.ids, forsake.leases) as t(id, lease) cross join lateral (
+      select j.ctid as at from howdah.jobs j where j.id = t.id and j.lease = t.lease and j.leased_by = forsake.worker for update skip locked) one),
+  ghost as (
+    insert into howdah.workers (name, version, ttl, queues, kinds, started_at, beat_at)
+    select w.name, w.version, interval '0', '{}', '{}', 'epoch', 'epoch' from howdah.workers w where w.id = forsake.worker and exists (select from lost)
+    returning id)
+  update howdah.jobs j set leased_by = ghost.id from lost, ghost where j.ctid = lost.at
+  returning j.id;
+end $$;
 
 -- Completes one job inside the caller's transaction, so that what the caller wrote and the completion commit together.
 -- Call it last: the job's row is locked from here to the commit. Refused (JB008) if the lease is not the current one.
 -- `run` is how long the work took, in seconds; null: since the claim.
 create function howdah.complete(job_id bigint, lease bigint, result jsonb default null, run float8 default null,
   progress jsonb default null) returns text
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   keep boolean := coalesce(current_setting('howdah.keep_history', true), 'on') <> 'off';
@@ -299,7 +395,7 @@ end $$;
 -- Makes due jobs claimable, at most `count`, and tells how many it made and in how many seconds the next is due.
 -- now() and not clock_timestamp(): a volatile bound cannot be an index condition. The plan is pinned as the claim's is.
 create function howdah.promote(count int, out promoted int, out next_in float8) language plpgsql
-set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   queues text[];
 begin
@@ -326,7 +422,7 @@ end $$;
 -- The table is mostly empty when its statistics are taken, so the plan is pinned: from the keys to their events by index,
 -- from there by place. A join would compare all with all (20 s for 20,000 events).
 create function howdah.coalesce_events(count int, out made int, out next_in float8) language plpgsql
-set jit = off set enable_seqscan = off as $$
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   queues text[];
 begin
@@ -358,7 +454,8 @@ end $$;
 
 -- A worker says that it lives. No row: it has been taken for dead, its jobs are others'. `leads`: it does the upkeep
 -- that is needed once for all workers. `suspects` wait to be run, `signals` to be heard by who holds their jobs.
-create function howdah.worker_beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql as $$
+create function howdah.worker_beat(worker bigint) returns table (leads boolean, suspects boolean, signals boolean) language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   lease interval;
 begin

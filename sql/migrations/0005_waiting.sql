@@ -6,10 +6,15 @@
 --
 -- `xmax = 0 or xmax = xmin` tells of a live job, without locking it, that nobody else was ending it when it was read: whoever ends it
 -- locks it later, and looks later. (A claim locks what it then writes: its number stands in both.) Of any other nobody can know.
+--
+-- These tables are mostly empty when their statistics are taken, and a session keeps a plan that it made for empty ones. So plans are pinned: from what
+-- is known to rows by their index. `offset 0` keeps a subquery from becoming a join, which the planner would begin at a table that it takes for empty;
+-- `not isfinite(due_at)` is `due_at = 'infinity'` said so that no index answers it.
 
 -- Lets a job wait for those of `depends_on` that have not completed, and tells whether there are any. Refused (JB007) for a
 -- job that is nowhere: an id from a transaction that has not committed, or one whose history is gone.
-create function howdah.depend(job_id bigint, depends_on bigint[], required boolean) returns boolean language plpgsql as $$
+create function howdah.depend(job_id bigint, depends_on bigint[], required boolean) returns boolean language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   missing bigint;
@@ -18,12 +23,12 @@ begin
   -- A member that waits for its own batch would wait for ever. Other members were looked at when they came.
   if batch is not null and exists (
       with recursive ahead(id) as (
-        select w.id from unnest(depends_on) w(id) where not exists (select from howdah.jobs j where j.id = w.id and j.batch = batch)
+        select w.id from unnest(depends_on) w(id) where not exists (select from howdah.jobs j where j.id = w.id and j.batch = batch offset 0)
         union
         select n.id from ahead a cross join lateral (
           select d.depends_on as id from howdah.dependencies d where d.job_id = a.id
-          union all select m.id from howdah.jobs m where m.batch = a.id and m.due_at = 'infinity') n
-        where not exists (select from howdah.jobs j where j.id = n.id and j.batch = batch))
+          union all select m.id from howdah.jobs m where m.batch = a.id and not isfinite(m.due_at) offset 0) n
+        where not exists (select from howdah.jobs j where j.id = n.id and j.batch = batch offset 0))
       select from (select a.id from ahead a limit 10000) a where a.id = batch) then
     perform howdah.refuse(array['JB002', format('depends_on: it would wait for the end of batch %s, of which it is to be a part', batch), 'leave one of them out']);
   end if;
@@ -31,8 +36,8 @@ begin
     select distinct w.id from unnest(depends_on) w(id)),
   found as materialized (
     select w.id, coalesce(j.state, h.state) as state
-    from wanted w left join howdah.jobs j on j.id = w.id and w.id <> depend.job_id
-    left join lateral (select h.state from howdah.job_history h where h.id = w.id limit 1) h on j.id is null),
+    from wanted w left join lateral (select j.state from howdah.jobs j where j.id = w.id and w.id <> depend.job_id limit 1) j on true
+    left join lateral (select h.state from howdah.job_history h where h.id = w.id limit 1) h on j.state is null),
   kept as (
     insert into howdah.dependencies (job_id, depends_on, required, outcome)
     select depend.job_id, f.id, depend.required, case when f.state in ('dead', 'cancelled') then f.state end
@@ -53,7 +58,8 @@ end $$;
 create function howdah.create_batch(kind text, payload jsonb default '{}', queue text default null, priority int default null,
   max_attempts int default null, timeout interval default null, unique_key text default null, subject text default null,
   headers jsonb default null)
-returns bigint language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+returns bigint language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   batch bigint;
@@ -69,9 +75,10 @@ end $$;
 
 -- Keeps a batch open until the caller's transaction ends, so that a job can join it. Refused (JB007) once it is over. Callers do
 -- not wait for one another: the lock is shared, and conflicts only with the one that ends the batch.
-create function howdah.join_batch(batch bigint) returns void language plpgsql as $$
+create function howdah.join_batch(batch bigint) returns void language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 begin
-  perform from howdah.jobs j where j.id = join_batch.batch and j.due_at = 'infinity' and exists (select from howdah.batches b where b.id = join_batch.batch)
+  perform from howdah.jobs j where j.id = join_batch.batch and not isfinite(j.due_at) and exists (select from howdah.batches b where b.id = join_batch.batch)
     for key share of j;
   if not found then
     perform howdah.refuse(array['JB007', format('batch %s is over, or was never opened', batch), 'howdah.create_batch gives the id; a batch is over when all of its jobs have ended']);
@@ -84,7 +91,7 @@ end $$;
 -- with an old snapshot, which cannot see who has joined, and so does the end of a job for which very many wait.
 -- What nobody waits for pays a look into each index. Pinned: the tables are mostly empty when their statistics are taken.
 create function howdah.note_ended(ids bigint[], states text[], batches bigint[], brief boolean) returns void language plpgsql
-set jit = off set enable_seqscan = off as $$
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   acts    boolean := brief and current_setting('transaction_isolation') = 'read committed';
@@ -123,7 +130,8 @@ begin
     with ends as (
       insert into howdah.batch_ends (batch, completed, dead, cancelled)
       select e.batch, count(*) filter (where e.state = 'completed'), count(*) filter (where e.state = 'dead'), count(*) filter (where e.state = 'cancelled')
-      from unnest(note_ended.batches, note_ended.states) e(batch, state) join howdah.batches b on b.id = e.batch group by e.batch order by e.batch
+      from unnest(note_ended.batches, note_ended.states) e(batch, state)
+      where exists (select from howdah.batches b where b.id = e.batch offset 0) group by e.batch order by e.batch
       returning batch)
     select array_agg(e.batch order by e.batch) into groups from ends e;
   end if;
@@ -142,7 +150,7 @@ end $$;
 -- Acts on what is known of the dependencies of these jobs: lets those go that have none left, and cancels those that lost one they
 -- need. Gives those that somebody holds this moment.
 create function howdah.resolve(ids bigint[]) returns bigint[] language plpgsql
-set jit = off set enable_seqscan = off as $$
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   mine    bigint[];
@@ -171,28 +179,29 @@ begin
   end if;
   with free as (
     update howdah.jobs j set due_at = case when j.ready_at > clock_timestamp() then j.ready_at end, ready_at = greatest(j.ready_at, clock_timestamp())
-    where j.id = any (mine) and j.due_at = 'infinity' and not exists (select from howdah.dependencies d where d.job_id = j.id)
-      and not exists (select from howdah.batches b where b.id = j.id)
+    where j.id = any (mine) and not isfinite(j.due_at) and not exists (select from howdah.dependencies d where d.job_id = j.id offset 0)
+      and not exists (select from howdah.batches b where b.id = j.id offset 0)
     returning j.queue, j.due_at)
   select array_agg(distinct f.queue) filter (where f.due_at is null), bool_or(f.due_at is not null) into queues, later from free f;
   perform howdah.wake(q.name) from unnest(queues) q(name);
   if later then perform howdah.notify('howdah_control', 'due'); end if;
   delete from howdah.dependencies d using (               -- what somebody held when their job was cancelled
     select d.ctid as at from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null
-      and not exists (select from howdah.jobs j where j.id = d.job_id) for update skip locked) old where d.ctid = old.at;
+      and not exists (select from howdah.jobs j where j.id = d.job_id offset 0) for update skip locked) old where d.ctid = old.at;
   return coalesce((select array_agg(distinct d.job_id) from howdah.dependencies d where d.job_id = any (resolve.ids) and d.outcome is not null), '{}');
 end $$;
 
 -- Lets the job behind a batch go if no member lives any more, with the counts of how they ended. False: nobody can know this moment.
 -- The lock comes first and the look in a statement of its own: whoever joined has committed by then, or joins no more. A member
 -- that is there for sure comes before both: its end is somebody's who comes later, and acks need not take turns at the lock.
-create function howdah.end_batch(batch bigint) returns boolean language plpgsql as $$
+create function howdah.end_batch(batch bigint) returns boolean language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   queue text;
 begin
   if exists (select from howdah.jobs j where j.batch = end_batch.batch and (j.xmax = 0 or j.xmax = j.xmin)) then return true; end if;
-  perform from howdah.jobs j where j.id = end_batch.batch and j.due_at = 'infinity' for update skip locked;
+  perform from howdah.jobs j where j.id = end_batch.batch and not isfinite(j.due_at) for update skip locked;
   if not found then
     return not exists (select from howdah.batches b where b.id = end_batch.batch);
   end if;
@@ -215,7 +224,7 @@ end $$;
 -- way, to be called now and then, and on the word `settle`. One caller at a time does it; it never waits for a row.
 -- A job that is neither alive nor in history counts as completed: there is no history, or it ended long ago.
 create function howdah.settle(count int default 10000, out seen int, out next_in float8) language plpgsql
-set jit = off as $$
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   waiting bigint[];
@@ -233,9 +242,9 @@ begin
     return;
   end if;
   with late as materialized (
-    select d.ctid as at, d.depends_on, exists (select from howdah.jobs j where j.id = d.depends_on) as lives from howdah.dependencies d
+    select d.ctid as at, d.depends_on, exists (select from howdah.jobs j where j.id = d.depends_on offset 0) as lives from howdah.dependencies d
     where d.outcome is null and not exists (           -- who has joined a batch leaves a mark on its job, which waits
-      select from howdah.jobs j where j.id = d.depends_on and (j.xmax = 0 or j.xmax = j.xmin or j.due_at = 'infinity'))
+      select from howdah.jobs j where j.id = d.depends_on and (j.xmax = 0 or j.xmax = j.xmin or j.due_at = 'infinity') offset 0)
     limit settle.count for update skip locked),
   marked as (
     update howdah.dependencies d set outcome = coalesce((select h.state from howdah.job_history h where h.id = l.depends_on limit 1), 'completed')
@@ -251,11 +260,11 @@ begin
   end loop;
   foreach batch in array coalesce((select array_agg(b.id order by b.id) from (
       select b.id from howdah.batches b
-      where not exists (select from howdah.jobs j where j.batch = b.id and (j.xmax = 0 or j.xmax = j.xmin)) limit settle.count) b), '{}') loop
+      where not exists (select from howdah.jobs j where j.batch = b.id and (j.xmax = 0 or j.xmax = j.xmin) offset 0) limit settle.count) b), '{}') loop
     if howdah.end_batch(batch) then seen := seen + 1; else held := true; end if;
   end loop;
   delete from howdah.batch_ends e using (
-    select e.ctid as at from howdah.batch_ends e where not exists (select from howdah.batches b where b.id = e.batch) for update skip locked) old
+    select e.ctid as at from howdah.batch_ends e where not exists (select from howdah.batches b where b.id = e.batch offset 0) for update skip locked) old
     where e.ctid = old.at;
   delete from howdah.waiters w using (
     select w.ctid as at from howdah.waiters w where w.until < now() - interval '1 minute' for update skip locked) old where w.ctid = old.at;
@@ -266,7 +275,8 @@ end $$;
 -- Asks to be told of the end of a job within so many seconds, at most an hour, on channel howdah_control as `ended <id>`, and gives its state now.
 -- Refused (JB007) for a job that is nowhere. The word may be lost: whoever waits looks now and then.
 create function howdah.watch(job_id bigint, waiter text, seconds float8 default 60) returns text
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   state text;
@@ -286,7 +296,8 @@ end $$;
 
 -- Keeps what a step of a job gave, if the lease is the current one, and gives what is kept: the first result of that name. Null: the
 -- lease is lost. Safe to repeat.
-create function howdah.keep_step(job_id bigint, lease bigint, name text, result jsonb) returns jsonb language plpgsql as $$
+create function howdah.keep_step(job_id bigint, lease bigint, name text, result jsonb) returns jsonb language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   kept jsonb;
@@ -311,7 +322,8 @@ end $$;
 -- written: howdah.ack_fate tells why. The others come first: they may join this job's batch.
 create function howdah.ack_with(job_id bigint, lease bigint, outcome text, result jsonb, error jsonb, delay float8, age float8, run float8,
   progress jsonb, keep boolean, jobs jsonb)
-returns boolean language plpgsql as $$
+returns boolean language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 begin
   perform from howdah.jobs j where j.id = job_id and j.lease = ack_with.lease for update skip locked;

@@ -2,7 +2,8 @@
 
 -- Ends a live job that no worker holds: one row from jobs to history, as cancelled. The caller has deleted it, and tells
 -- howdah.note_ended when its statement is over: what that changes may be in the same statement's reach.
-create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql as $$
+create function howdah.bury_cancelled(job howdah.jobs, by text, reason text) returns boolean language sql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 delete from howdah.dependencies d using (     -- what somebody else holds goes when that one has ended, by howdah.resolve
   select d.ctid as at from howdah.dependencies d where d.job_id = job.id for update skip locked) free where d.ctid = free.at;
 insert into howdah.job_history (id, queue, kind, payload, priority, attempt, max_attempts, crashes, lease, leased_by, state, errors, progress,
@@ -15,7 +16,8 @@ select true $$;
 -- Cancels one job and gives its state after that. A queued one ends at once. A running one is told within a second, and
 -- keeps its true outcome if it ends first; nobody but the engine locks a running row, so the request is a row of signals.
 create function howdah.cancel(job_id bigint, by text default null, reason text default null) returns text
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   gone  howdah.jobs;
@@ -40,7 +42,8 @@ end $$;
 
 -- Cancels every live job of a subject and gives their number.
 create function howdah.cancel_subject(subject text, by text default null, reason text default null) returns bigint
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   ended   bigint;
@@ -65,14 +68,15 @@ end $$;
 
 -- Carries out requests to cancel whose job is no longer running, forgets those whose job has ended, and gives the others:
 -- what a worker compares with the jobs that it holds.
-create function howdah.apply_signals() returns table (job_id bigint, by text, reason text) language plpgsql as $$
+create function howdah.apply_signals() returns table (job_id bigint, by text, reason text) language plpgsql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_column
 declare
   one  record;
   gone howdah.jobs;
 begin
-  for one in select s.job_id, min(s.id) as first from howdah.signals s join howdah.jobs j on j.id = s.job_id
-             where j.lease is null group by s.job_id order by s.job_id loop
+  for one in select s.job_id, min(s.id) as first from howdah.signals s
+             where exists (select from howdah.jobs j where j.id = s.job_id and j.lease is null offset 0) group by s.job_id order by s.job_id loop
     delete from howdah.jobs j where j.id = (select k.id from howdah.jobs k where k.id = one.job_id and k.lease is null for update skip locked)
       returning j.* into gone;
     if found then
@@ -80,13 +84,14 @@ begin
       perform howdah.note_ended(array[gone.id], array['cancelled'], array[gone.batch], true);
     end if;
   end loop;
-  delete from howdah.signals s where not exists (select from howdah.jobs j where j.id = s.job_id);
+  delete from howdah.signals s where not exists (select from howdah.jobs j where j.id = s.job_id offset 0);
   return query select distinct on (s.job_id) s.job_id, s.by, s.reason from howdah.signals s order by s.job_id, s.id;
 end $$;
 
 -- Makes a new job of an ended one, with all its attempts before it, and gives the new id. The old one stays as it was.
 create function howdah.retry(job_id bigint) returns bigint
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   old    howdah.job_history;
@@ -111,7 +116,8 @@ end $$;
 
 -- Moves a queued job to another time. Refused for a running or an ended one.
 create function howdah.reschedule(job_id bigint, run_at timestamptz) returns void
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 #variable_conflict use_variable
 declare
   due   timestamptz := case when run_at > clock_timestamp() then run_at end;

@@ -101,7 +101,8 @@ end $$;
 -- Says that a worker lives, which it must at least every third of its ttl. `alive` false: it was taken for dead, and its jobs are
 -- others' now. `cancelled` names its jobs that somebody wants cancelled: stop them, then release them.
 create function howdah.beat(worker text, out alive boolean, out cancelled bigint[])
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   me bigint;
 begin
@@ -112,7 +113,8 @@ end $$;
 
 -- Writes that work on a job has begun, and tells whether the lease still holds. Needs calling only for long jobs, so that people see it.
 create function howdah.start(job_id bigint, lease bigint) returns boolean
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 begin
   update howdah.jobs j set started_at = coalesce(j.started_at, greatest(j.claimed_at, clock_timestamp()))
     where j.id = start.job_id and j.lease = start.lease;
@@ -123,7 +125,8 @@ end $$;
 -- hour, the upper half at random) or after `retry_in`; or dead, if the attempts are used up or `hopeless`. `error` is a message, or a JSON object
 -- with type, message and whatever else helps. Refused (JB008) if the lease is not the current one.
 create function howdah.fail(job_id bigint, lease bigint, error text, retry_in interval default null, hopeless boolean default false)
-returns text language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+returns text language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   job   howdah.jobs;
   told  jsonb;
@@ -150,7 +153,8 @@ end $$;
 -- Gives a claimed job back unharmed, its attempt not counted, and gives its state after that: ready, or cancelled if somebody asked for it;
 -- dead if it may run at most once. Refused (JB008) if the lease is not the current one.
 create function howdah.release(job_id bigint, lease bigint) returns text
-language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, howdah, pg_temp
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 declare
   job howdah.jobs;
 begin

@@ -314,10 +314,16 @@ with recursive lane as (
 select array(select l.queue from lane l) $$;
 
 -- Gives back the tokens of jobs that were given back without having been started.
-create function howdah.return_tokens(ids bigint[]) returns void language sql as $$
+create function howdah.return_tokens(ids bigint[]) returns void language sql
+set jit = off set enable_seqscan = off set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set random_page_cost = 0 set cpu_tuple_cost = 0 as $$
 insert into howdah.openings (key, tokens)
 select k.key, count(*) from howdah.jobs j cross join unnest(j.limits) k(key)
 where j.id = any (return_tokens.ids) and (howdah.limit_for(k.key)).rate is not null group by k.key $$;
+
+-- Which of these kinds and queues a limit holds for.
+create function howdah.standing_among(kinds text[], queues text[], out limited_kinds text[], out limited_queues text[]) language sql stable as $$
+select array(select k.name from unnest(kinds) k(name) where (howdah.limit_for('kind:' || k.name)).name is not null),
+  array(select q.name from unnest(queues) q(name) where (howdah.limit_for('queue:' || q.name)).name is not null) $$;
 
 -- Sends jobs that stand in the claim index to the lines of what holds for their kind or queue: those that were not known to have a limit when
 -- they came. Looks where a claim looks, under the claim's plan.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # 277,000 at a million rows by the primary key, 45,000 by a sequential scan.
 CLAIM_BOUND = 1_400
 PROMOTE_BOUND = 2_500
+ACK_BOUND = 4_000
 # For 100 jobs of each lane, 100 that are not due and 20 pages.
 COUNT_BOUND = 2_500
 # For one row, or none (measured: at most 21; a first call on a connection reads up to 48 of the catalog besides).
@@ -172,6 +173,43 @@ async def test_statistics_of_running_jobs_alone_mislead_nobody(
     await check(connect, "20,000 running jobs, fresh statistics", looks_over=20_000)
     await fill(connection, 200_000)
     await check(connect, "20,000 running jobs and 200,000 more, statistics of the first", looks_over=20_000)
+
+
+async def test_statistics_of_a_table_that_was_empty_mislead_nobody(
+    connection: asyncpg.Connection, connect: Connect
+) -> None:
+    """So a vacuum finds a queue that has run dry, and an analyze one into which somebody is inserting: many pages, and no row in them."""
+    await keep_statistics(connection, "jobs")
+    await connection.execute("alter table howdah.jobs set (vacuum_truncate = off)")
+    await add_worker(connection)
+    await fill(connection, 10_000)
+    await connection.execute("delete from howdah.jobs")
+    await connection.execute("vacuum analyze howdah.jobs")
+    first = await connection.fetchval("select last_value + 1 from howdah.jobs_id_seq")
+    await fill_running(connection, 20_000)
+    await fill(connection, 200_000)
+    await check(connect, "20,000 running jobs and 200,000 more, statistics of an empty table", looks_over=20_000)
+    for name, outcome in product(("ack", "ack_completed"), ("completed", "retried")):
+        if name == "ack_completed" and outcome != "completed":
+            continue
+        for mode, (jobs, bound) in product(MODES, ((1, SMALL_BOUND), (100, ACK_BOUND))):
+            cost = await measure(connect, ack(name, outcome, first, jobs), None, mode)
+            assert (cost.buffers <= bound, cost.sequential_scans) == (True, 0), f"{name} of {jobs} {outcome}, {mode}: {cost}"
+        # All of them at once: 0.5 s; a join of all with all takes a minute.
+        await connection.execute("begin; set local statement_timeout = '10s'")
+        await connection.execute(ack(name, outcome, first, 20_000))
+        await connection.execute("rollback")
+
+
+def ack(function: str, outcome: str, first: int, count: int) -> str:
+    """Write a call that acks running jobs; the lease of the first is 1."""
+    ids, leases = f"array(select generate_series({first}, {first + count - 1}))", f"array(select generate_series(1, {count}))"
+    nothing, seconds = f"array_fill(null::jsonb, array[{count}])", f"array_fill(0.01::float8, array[{count}])"
+    if function == "ack_completed":
+        return f"select howdah.ack_completed({ids}, {leases}, {nothing}, {seconds}, {seconds}, true)"
+    errors = nothing if outcome == "completed" else f"array_fill(jsonb_build_object('error', 'x'), array[{count}])"
+    return f"""select count(*) from howdah.ack({ids}, {leases}, array_fill('{outcome}'::text, array[{count}]), {nothing}, {errors},
+        {seconds}, {seconds}, {seconds}, {nothing}, true)"""
 
 
 async def test_a_delay_is_cheap_when_nothing_else_is_scheduled(

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howdah.marks import BUSY_LOOK_INTERVAL, FIRST_LOOK, LAG, LAG_IDS, LOOK_SHARE, Marks
-from howdah.store import LAST_RANK
+from howdah.marks import BUSY_LOOK_INTERVAL, DEAR, FIRST_LOOK, LAG, LAG_IDS, LOOK_SHARE, MOST_FOUND, Marks
+from howdah.store import LAST_ID, LAST_RANK, Mark, Stretch
 
 QUEUE = "default"
 
@@ -19,7 +19,7 @@ def job(number: int, priority: int = 0, queue: str = QUEUE) -> Any:
 
 
 def past(marks: Marks, rank: int = LAST_RANK, queue: str = QUEUE) -> int:
-    [stretch] = [stretch for stretch in marks.stretches([queue], look=False) if stretch.rank == rank]
+    [stretch] = [one for one in marks.stretches([queue], look=False) if one.rank == rank and one.end == LAST_ID]
     return stretch.past
 
 
@@ -123,10 +123,82 @@ def test_the_first_claim_moves_its_mark_to_ids_that_are_old_however_fast_they_ar
     assert past(late) == 1_000_000 - LAG_IDS
 
 
-def test_while_claims_come_back_full_looks_are_rare() -> None:
+def test_while_claims_come_back_full_looks_are_rare_and_never_put_off() -> None:
     marks = Marks()
-    marks.claimed({QUEUE: 1}, [job(1)], 10, look=False, began=5, ended=5.001)
-    assert marks.next_look == 5 + BUSY_LOOK_INTERVAL
+    marks.claimed({QUEUE: 1}, [job(1)], 10, look=True, began=5, ended=5.001)
+    marks.claimed({QUEUE: 1}, [job(2)], 10, look=True, began=6, ended=6.001)
+    assert marks.next_look == 6.001 + BUSY_LOOK_INTERVAL
+    marks.claimed({QUEUE: 1}, [job(3)], 10, look=False, began=6.1, ended=6.101)
+    assert marks.next_look == 6.001 + BUSY_LOOK_INTERVAL
+
+
+def settled(newest: int = 1000) -> Marks:
+    """Give marks that lie at `newest` in every rank."""
+    marks = Marks()
+    for began in (0.0, 1.0):
+        marks.claimed({QUEUE: 10}, [], newest, look=False, began=began, ended=began)
+    return marks
+
+
+def found(*ids: int, rank: int = LAST_RANK) -> list[Mark]:
+    return [Mark(QUEUE, rank, number) for number in ids]
+
+
+def test_looks_are_dear_after_two_that_took_long_and_no_more_after_one_that_did_not() -> None:
+    marks = Marks()
+    marks.claimed({QUEUE: 10}, [], 0, look=True, began=0, ended=3 * DEAR)
+    assert not marks.dear
+    marks.claimed({QUEUE: 10}, [], 0, look=True, began=1, ended=1 + 2 * DEAR)
+    assert marks.dear
+    marks.found([], began=2, ended=2 + 4 * DEAR)
+    assert marks.dear
+    assert round(marks.next_look, 6) == round(2 + 4 * DEAR + 2 * DEAR * LOOK_SHARE, 6)
+    marks.found([], began=9, ended=9 + DEAR / 2)
+    assert not marks.dear
+
+
+def test_a_look_beside_the_claims_goes_as_far_as_the_marks() -> None:
+    assert Marks().behind([QUEUE]) == []
+    marks = settled()
+    marks.claimed({QUEUE: 1}, [job(1500, 5)], 2000, look=False, began=2, ended=2)
+    assert marks.behind([QUEUE, "mail"]) == [Mark(QUEUE, rank, 1000) for rank in range(11)]
+
+
+def test_what_was_found_is_claimed_by_its_ids_each_rank_before_what_lies_ahead_in_it() -> None:
+    marks = settled()
+    marks.found([*found(7, 9, rank=3), *found(8)], began=2, ended=2)
+    stretches = marks.stretches([QUEUE], look=False)
+    assert [one for one in stretches if one.end != LAST_ID] == [
+        Stretch(QUEUE, 3, 6, 3, 7),
+        Stretch(QUEUE, 3, 8, 3, 9),
+        Stretch(QUEUE, LAST_RANK, 7, LAST_RANK, 8),
+    ]
+    assert [(one.rank, one.end != LAST_ID) for one in stretches if one.rank in {3, LAST_RANK}] == [
+        (3, True),
+        (3, True),
+        (3, False),
+        (LAST_RANK, True),
+        (LAST_RANK, False),
+    ]
+    assert past(marks) == past(marks, 3) == 1000
+
+
+def test_what_was_found_is_asked_for_until_a_claim_has_come_past_it() -> None:
+    marks = settled()
+    marks.found([*found(5, rank=3), *found(7, 8, 9)], began=2, ended=2)
+    marks.claimed({QUEUE: 2}, [job(5, LAST_RANK - 3), job(7)], 1000, look=False, began=3, ended=3)
+    assert [one.end for one in marks.stretches([QUEUE], look=False) if one.end != LAST_ID] == [8, 9]
+    assert past(marks) == 1000
+    marks.claimed({QUEUE: 9}, [job(9)], 1000, look=False, began=4, ended=4)  # the other was somebody else's
+    assert all(one.end == LAST_ID for one in marks.stretches([QUEUE], look=False))
+
+
+def test_where_very_many_lie_behind_the_mark_goes_down_to_the_first_of_the_last_rank() -> None:
+    marks = settled(10_000)
+    marks.found([*found(2, 3, rank=4), *found(*range(50, 50 + MOST_FOUND - 2))], began=2, ended=2)
+    assert past(marks) == 49
+    assert [one.end for one in marks.stretches([QUEUE], look=False) if one.end != LAST_ID] == [2, 3]
+    assert past(marks, 4) == 10_000
 
 
 @given(
