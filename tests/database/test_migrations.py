@@ -232,7 +232,7 @@ async def test_schema_sql_and_the_migrations_give_the_same_database(
         ("columns", "alter table howdah.queues alter column paused_by type varchar(100)"),
         ("constraints", "alter table howdah.jobs drop constraint priority_in_range"),
         ("indexes", "drop index howdah.jobs_subject"),
-        ("functions", "alter function howdah.worker_beat(bigint) set jit = off"),
+        ("functions", "alter function howdah.worker_beat(bigint) set geqo = off"),
         ("functions", "create or replace function howdah.wake(queue text) returns void language sql as ''"),
         ("functions", "revoke execute on function howdah.stats() from howdah_reader"),
         (

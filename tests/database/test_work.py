@@ -130,6 +130,55 @@ async def test_a_line_begins_behind_its_mark_and_ends_with_its_rank(connection: 
     assert [job.id for job in await claim(connection)] == [urgent[0], urgent[1], ordinary]
 
 
+async def test_a_line_may_end_at_an_id(connection: asyncpg.Connection) -> None:
+    urgent = [await enqueue(connection, priority=10) for _ in range(3)]
+    ordinary = [await enqueue(connection) for _ in range(4)]
+    to_an_id = [Line("default", MOST_URGENT, 0, ORDINARY, ordinary[1])]
+    assert [job.id for job in await claim(connection, lines=to_an_id)] == [*urgent, *ordinary[:2]]
+    one_id = [Line("default", ORDINARY, ordinary[3] - 1, ORDINARY, ordinary[3]), Line("default", ORDINARY, ordinary[3])]
+    assert [job.id for job in await claim(connection, lines=one_id)] == [ordinary[3]]
+    assert [job.id for job in await claim(connection)] == [ordinary[2]]
+
+
+async def find_behind(connection: asyncpg.Connection, *marks: tuple[str, int, int], most: int = 100) -> list[Any]:
+    queues, ranks, pasts = zip(*marks, strict=True)
+    found = await connection.fetch(
+        "select * from howdah.find_behind('{work}', $1, $2, $3, $4, $5)", list(dict.fromkeys(queues)), most, queues, ranks, pasts
+    )
+    return [tuple(row) for row in found]
+
+
+async def test_what_lies_behind_marks_is_found_in_claim_order_and_not_taken(connection: asyncpg.Connection) -> None:
+    first, second, third = [await enqueue(connection) for _ in range(3)]
+    urgent = await enqueue(connection, priority=10)
+    other = await enqueue(connection, queue="mail")
+    await enqueue(connection, "unknown")
+    await enqueue(connection, delay=timedelta(hours=1))
+    held = await claim(connection, count=1, lines=[Line("default", ORDINARY, second, ORDINARY)])
+    assert [job.id for job in held] == [third]
+    newest = await enqueue(connection)
+    marks = [("default", MOST_URGENT, urgent), ("default", ORDINARY, newest - 1), ("mail", ORDINARY, newest)]
+    everything = [
+        ("default", MOST_URGENT, urgent),
+        ("default", ORDINARY, first),
+        ("default", ORDINARY, second),
+        ("mail", ORDINARY, other),
+    ]
+    assert await find_behind(connection, *marks) == everything
+    assert await find_behind(connection, *marks, most=2) == [*everything[:2], everything[3]]
+    await connection.execute("select howdah.pause('default')")
+    assert await find_behind(connection, *marks) == everything[3:]
+    await connection.execute("select howdah.resume('default')")
+    assert await find_behind(connection, *marks) == everything
+
+
+async def test_a_look_behind_marks_sends_what_a_limit_holds_for_to_its_line(connection: asyncpg.Connection) -> None:
+    job = await enqueue(connection)
+    await connection.execute("insert into howdah.limits (name, concurrency) values ('kind:work', 1)")
+    assert await find_behind(connection, ("default", ORDINARY, job)) == []
+    assert await connection.fetchval("select gate from howdah.jobs where id = $1", job) == "kind:work"
+
+
 async def test_overlapping_lines_claim_a_job_once(connection: asyncpg.Connection) -> None:
     ids = [await enqueue(connection) for _ in range(4)]
     jobs = await claim(connection, lines=[Line("default", ORDINARY, ids[1]), Line("default")])

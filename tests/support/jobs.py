@@ -98,12 +98,13 @@ async def add_worker(
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where a claim looks in `queue`: behind (`rank`, `past`), to the end of rank `upto`; a rank is 10 - priority."""
+    """Where a claim looks in `queue`: behind (`rank`, `past`), to id `end` of rank `upto`, or to its end; a rank is 10 - priority."""
 
     queue: str
     rank: int = -1
     past: int = 0
     upto: int = 10
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ async def claim(
     lines = [Line(name) for name in rooms] if lines is None else list(lines)
     lease = secrets.randbelow(LEASES) if lease is None else lease
     rows = await connection.fetch(
-        "select * from howdah.claim_ready($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "select * from howdah.claim_ready($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         worker,
         lease,
         list(kinds),
@@ -141,6 +142,7 @@ async def claim(
         [line.rank for line in lines],
         [line.past for line in lines],
         [line.upto for line in lines],
+        [line.end for line in lines],
     )
     return [Held(row["id"], lease, row) for row in rows]
 
