@@ -85,9 +85,11 @@ class Marks:
             if (past := self._past.get((queue, rank), 0))
         ]
 
-    def found(self, jobs: Sequence[Mark], *, began: float, ended: float) -> None:
-        """Take in what a look beside the claims has found, in claim order and of each queue at most MOST_FOUND."""
+    def found(self, queues: Iterable[str], jobs: Sequence[Mark], *, began: float, ended: float) -> None:
+        """Take in what a look beside the claims has found in these queues: all of it, in claim order, or the first MOST_FOUND of a queue."""
         counts = Counter(job.queue for job in jobs)
+        looked_at = set(queues)
+        self._found = {key: ids for key, ids in self._found.items() if key[0] not in looked_at}
         for queue, rank, number in jobs:
             self._found.setdefault((queue, rank), []).append(number)
         for queue, count in counts.items():

@@ -60,5 +60,5 @@ class Scout:
                 log.debug("look behind the marks failed", extra={"error": str(error)})
                 await asyncio.sleep(RETRY_PAUSE)
             else:
-                marks.found(found, began=began, ended=monotonic())
+                marks.found(queues, found, began=began, ended=monotonic())
                 return

@@ -141,7 +141,9 @@ class Store:
     async def find_behind(self, kinds: Sequence[str], most: int, marks: Sequence[Mark]) -> list[Mark]:
         """Find ready jobs that lie behind marks, of each queue at most so many, in claim order. Takes nothing."""
         queues, ranks, pasts = zip(*marks, strict=True)
-        rows = await self._line.fetch(SQL["find_behind"], kinds, list(dict.fromkeys(queues)), most, queues, ranks, pasts)
+        rows = await self._line.fetch(
+            SQL["find_behind"], kinds, list(dict.fromkeys(queues)), most, queues, ranks, pasts
+        )
         return [Mark(*row) for row in rows]
 
     async def claim_limited(self, worker: int, lease: int, kinds: Sequence[str], rooms: dict[str, int]) -> LimitedClaim:

@@ -194,7 +194,9 @@ async def test_statistics_of_a_table_that_was_empty_mislead_nobody(
             continue
         for mode, (jobs, bound) in product(MODES, ((1, SMALL_BOUND), (100, ACK_BOUND))):
             cost = await measure(connect, ack(name, outcome, first, jobs), None, mode)
-            assert (cost.buffers <= bound, cost.sequential_scans) == (True, 0), f"{name} of {jobs} {outcome}, {mode}: {cost}"
+            assert (cost.buffers <= bound, cost.sequential_scans) == (True, 0), (
+                f"{name} of {jobs} {outcome}, {mode}: {cost}"
+            )
         # All of them at once: 0.5 s; a join of all with all takes a minute.
         await connection.execute("begin; set local statement_timeout = '10s'")
         await connection.execute(ack(name, outcome, first, 20_000))
@@ -203,7 +205,10 @@ async def test_statistics_of_a_table_that_was_empty_mislead_nobody(
 
 def ack(function: str, outcome: str, first: int, count: int) -> str:
     """Write a call that acks running jobs; the lease of the first is 1."""
-    ids, leases = f"array(select generate_series({first}, {first + count - 1}))", f"array(select generate_series(1, {count}))"
+    ids, leases = (
+        f"array(select generate_series({first}, {first + count - 1}))",
+        f"array(select generate_series(1, {count}))",
+    )
     nothing, seconds = f"array_fill(null::jsonb, array[{count}])", f"array_fill(0.01::float8, array[{count}])"
     if function == "ack_completed":
         return f"select howdah.ack_completed({ids}, {leases}, {nothing}, {seconds}, {seconds}, true)"

@@ -16,7 +16,20 @@ if TYPE_CHECKING:
     import asyncpg
     from conftest import Connect
 
-TABLES = ("jobs", "dependencies", "batches", "batch_ends", "waiters", "signals", "steps", "events", "holds", "buckets", "openings", "workers")
+TABLES = (
+    "jobs",
+    "dependencies",
+    "batches",
+    "batch_ends",
+    "waiters",
+    "signals",
+    "steps",
+    "events",
+    "holds",
+    "buckets",
+    "openings",
+    "workers",
+)
 #: A session keeps a generic plan from the sixth run on.
 RUNS = 6
 MANY = 100_000
@@ -38,10 +51,43 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     "claim_suspect": ("1", "77", KINDS, QUEUES, "true", "null", "null"),
     "find_behind": (KINDS, QUEUES, "20", "'{default,default}'", "'{5,10}'", "'{900000,900000}'"),
     "ack_completed": (IDS, LEASES, NOTHING, SECONDS, SECONDS, "true"),
-    "ack completed": (IDS, LEASES, OUTCOMES.format("completed"), NOTHING, NOTHING, SECONDS, SECONDS, SECONDS, NOTHING, "true"),
+    "ack completed": (
+        IDS,
+        LEASES,
+        OUTCOMES.format("completed"),
+        NOTHING,
+        NOTHING,
+        SECONDS,
+        SECONDS,
+        SECONDS,
+        NOTHING,
+        "true",
+    ),
     "ack dead": (IDS, LEASES, OUTCOMES.format("dead"), NOTHING, ERRORS, SECONDS, SECONDS, SECONDS, NOTHING, "true"),
-    "ack retried": (IDS, LEASES, OUTCOMES.format("retried"), NOTHING, ERRORS, SECONDS, SECONDS, SECONDS, NOTHING, "true"),
-    "ack released": (IDS, LEASES, OUTCOMES.format("released"), NOTHING, NOTHING, SECONDS, "array_fill(null::float8, array[20])", SECONDS, NOTHING, "true"),
+    "ack retried": (
+        IDS,
+        LEASES,
+        OUTCOMES.format("retried"),
+        NOTHING,
+        ERRORS,
+        SECONDS,
+        SECONDS,
+        SECONDS,
+        NOTHING,
+        "true",
+    ),
+    "ack released": (
+        IDS,
+        LEASES,
+        OUTCOMES.format("released"),
+        NOTHING,
+        NOTHING,
+        SECONDS,
+        "array_fill(null::float8, array[20])",
+        SECONDS,
+        NOTHING,
+        "true",
+    ),
     "ack_fate": (IDS, LEASES, "array_fill(true, array[20])", "true"),
     "start": (IDS, LEASES, SECONDS),
     "report": (IDS, LEASES, ERRORS),
@@ -133,14 +179,15 @@ async def test_plans_made_while_the_tables_were_empty_do_no_harm_when_they_have_
     for name, session in sessions.items():
         await session.execute("begin; set local statement_timeout = '20s'")
         try:
-            plan = json.loads(await session.fetchval(f"explain (analyze, buffers, format json) {call(STATEMENTS[name], told)}"))
+            plan = json.loads(
+                await session.fetchval(f"explain (analyze, buffers, format json) {call(STATEMENTS[name], told)}")
+            )
         except Exception as error:
             wrong.append(f"{name}: {error!r}")
             await session.execute("rollback")
             continue
         await session.execute("rollback")
         buffers = plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
-        print(f"{name:20} {buffers:10,} buffers {plan[0]['Execution Time']:10,.1f} ms")
         if buffers > (MANY * SETTLE_BOUND if name == "settle" else TOLD * BOUND):
             wrong.append(f"{name}: {buffers:,} buffers")
     assert not wrong, "\n".join(wrong)
@@ -153,7 +200,10 @@ async def those_told(connection: asyncpg.Connection) -> list[asyncpg.Record]:
 
 def call(arguments: tuple[str, ...], told: list[asyncpg.Record]) -> str:
     """Write an execution of what was prepared."""
-    new = [{"kind": "work", "depends_on": [row["id"]], "unique_key": f"new {row['id']}", "batch": row["batch"]} for row in told]
+    new = [
+        {"kind": "work", "depends_on": [row["id"]], "unique_key": f"new {row['id']}", "batch": row["batch"]}
+        for row in told
+    ]
     words = {
         IDS: f"array{[row['id'] for row in told]}",
         LEASES: f"array{[row['lease'] for row in told]}",
@@ -161,4 +211,8 @@ def call(arguments: tuple[str, ...], told: list[asyncpg.Record]) -> str:
         LEASE: str(told[0]["lease"]),
         NEW: f"$${json.dumps(new)}$$",
     }
-    return f"execute this({', '.join(words.get(argument, argument) for argument in arguments)})" if arguments else "execute this"
+    return (
+        f"execute this({', '.join(words.get(argument, argument) for argument in arguments)})"
+        if arguments
+        else "execute this"
+    )

@@ -143,7 +143,12 @@ async def test_a_line_may_end_at_an_id(connection: asyncpg.Connection) -> None:
 async def find_behind(connection: asyncpg.Connection, *marks: tuple[str, int, int], most: int = 100) -> list[Any]:
     queues, ranks, pasts = zip(*marks, strict=True)
     found = await connection.fetch(
-        "select * from howdah.find_behind('{work}', $1, $2, $3, $4, $5)", list(dict.fromkeys(queues)), most, queues, ranks, pasts
+        "select * from howdah.find_behind('{work}', $1, $2, $3, $4, $5)",
+        list(dict.fromkeys(queues)),
+        most,
+        queues,
+        ranks,
+        pasts,
     )
     return [tuple(row) for row in found]
 

@@ -150,10 +150,10 @@ def test_looks_are_dear_after_two_that_took_long_and_no_more_after_one_that_did_
     assert not marks.dear
     marks.claimed({QUEUE: 10}, [], 0, look=True, began=1, ended=1 + 2 * DEAR)
     assert marks.dear
-    marks.found([], began=2, ended=2 + 4 * DEAR)
+    marks.found([QUEUE], [], began=2, ended=2 + 4 * DEAR)
     assert marks.dear
     assert round(marks.next_look, 6) == round(2 + 4 * DEAR + 2 * DEAR * LOOK_SHARE, 6)
-    marks.found([], began=9, ended=9 + DEAR / 2)
+    marks.found([QUEUE], [], began=9, ended=9 + DEAR / 2)
     assert not marks.dear
 
 
@@ -166,7 +166,7 @@ def test_a_look_beside_the_claims_goes_as_far_as_the_marks() -> None:
 
 def test_what_was_found_is_claimed_by_its_ids_each_rank_before_what_lies_ahead_in_it() -> None:
     marks = settled()
-    marks.found([*found(7, 9, rank=3), *found(8)], began=2, ended=2)
+    marks.found([QUEUE], [*found(7, 9, rank=3), *found(8)], began=2, ended=2)
     stretches = marks.stretches([QUEUE], look=False)
     assert [one for one in stretches if one.end != LAST_ID] == [
         Stretch(QUEUE, 3, 6, 3, 7),
@@ -185,7 +185,7 @@ def test_what_was_found_is_claimed_by_its_ids_each_rank_before_what_lies_ahead_i
 
 def test_what_was_found_is_asked_for_until_a_claim_has_come_past_it() -> None:
     marks = settled()
-    marks.found([*found(5, rank=3), *found(7, 8, 9)], began=2, ended=2)
+    marks.found([QUEUE], [*found(5, rank=3), *found(7, 8, 9)], began=2, ended=2)
     marks.claimed({QUEUE: 2}, [job(5, LAST_RANK - 3), job(7)], 1000, look=False, began=3, ended=3)
     assert [one.end for one in marks.stretches([QUEUE], look=False) if one.end != LAST_ID] == [8, 9]
     assert past(marks) == 1000
@@ -193,9 +193,18 @@ def test_what_was_found_is_asked_for_until_a_claim_has_come_past_it() -> None:
     assert all(one.end == LAST_ID for one in marks.stretches([QUEUE], look=False))
 
 
+def test_a_look_knows_better_than_the_one_before_it() -> None:
+    marks = settled()
+    marks.found([QUEUE], found(7, 8), began=2, ended=2)
+    marks.found(["mail"], [], began=3, ended=3)
+    assert [one.end for one in marks.stretches([QUEUE], look=False) if one.end != LAST_ID] == [7, 8]
+    marks.found([QUEUE], found(6, 8), began=4, ended=4)
+    assert [one.end for one in marks.stretches([QUEUE], look=False) if one.end != LAST_ID] == [6, 8]
+
+
 def test_where_very_many_lie_behind_the_mark_goes_down_to_the_first_of_the_last_rank() -> None:
     marks = settled(10_000)
-    marks.found([*found(2, 3, rank=4), *found(*range(50, 50 + MOST_FOUND - 2))], began=2, ended=2)
+    marks.found([QUEUE], [*found(2, 3, rank=4), *found(*range(50, 50 + MOST_FOUND - 2))], began=2, ended=2)
     assert past(marks) == 49
     assert [one.end for one in marks.stretches([QUEUE], look=False) if one.end != LAST_ID] == [2, 3]
     assert past(marks, 4) == 10_000
