@@ -100,7 +100,7 @@ def _machine(results: Results) -> str:
         return MISSING
     settings = ", ".join(f"`{name} = {value}`" for name, value in about["settings"].items())
     return (
-        f"{', then '.join(f'`{command}`' for command in results.commands)} on {about['date']}, commit {about['commit'] or 'unknown'}: "
+        f"{', then '.join(f'`{command}`' for command in results.commands)} on {about['date']}, commit {' and '.join(results.commits)}: "
         f"{about['cores']} cores ({about['processor']}), {about['memory_gb']} GB, {about['kernel']}, "
         f"{about['fsyncs_per_second']:,} small writes a second reach the disk; load before: {about['load_before']}. "
         f"PostgreSQL {about['postgres']} with {settings}; data on disk; everything on the one machine, over TCP on loopback."

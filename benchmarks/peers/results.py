@@ -14,7 +14,7 @@ Record = dict[str, Any]
 
 
 class Results:
-    """The records of one or several files; the last word about the machine counts, and all peers that took part."""
+    """The records of one or several files; the first one tells of the machine, and each of the peers that took part."""
 
     def __init__(self, *files: Path) -> None:
         records: list[Record] = []
@@ -23,9 +23,10 @@ class Results:
         abouts = [record["about"] for record in records if "about" in record]
         self.about: Record = {}
         for about in abouts:
-            self.about = about | {"peers": self.about.get("peers", {}) | about.get("peers", {})}
+            self.about = about | self.about | {"peers": self.about.get("peers", {}) | about.get("peers", {})}
         #: Every run, as it was started; where its results went is nobody's business.
         self.commands: list[str] = [re.sub(r" --results \S+", "", about["command"]) for about in abouts]
+        self.commits: list[str] = list(dict.fromkeys(about["commit"] or "unknown" for about in abouts))
         self._records = [record for record in records if "about" not in record]
 
     def cases(self, workload: str) -> list[str]:
