@@ -34,7 +34,7 @@ REPLIES = {
     "a handler's COMMIT": Trap("COMMIT", "reply", "handler"),
     "an ack_with": Trap("howdah.ack_with", "reply"),
     "a kept step": Trap("howdah.keep_step", "reply"),
-    "a start": Trap("told as materialized", "reply", "spare"),
+    "a start": Trap("howdah.note_started", "reply", "spare"),
     "jobs made ready": Trap("p.promoted", "reply"),
     "a heartbeat": Trap("worker_beat", "reply"),
 }
