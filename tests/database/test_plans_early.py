@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 from support.jobs import add_worker
 
@@ -13,7 +14,6 @@ from howdah.queries import SQL
 pytestmark = pytest.mark.costs
 
 if TYPE_CHECKING:
-    import asyncpg
     from conftest import Connect
 
 TABLES = (
@@ -177,20 +177,28 @@ async def test_plans_made_while_the_tables_were_empty_do_no_harm_when_they_have_
     told = await those_told(connection)
     wrong = []
     for name, session in sessions.items():
-        await session.execute("begin; set local statement_timeout = '20s'")
+        bound = MANY * SETTLE_BOUND if name == "settle" else TOLD * BOUND
         try:
-            plan = json.loads(
-                await session.fetchval(f"explain (analyze, buffers, format json) {call(STATEMENTS[name], told)}")
-            )
-        except Exception as error:
-            wrong.append(f"{name}: {error!r}")
-            await session.execute("rollback")
-            continue
-        await session.execute("rollback")
-        buffers = plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
-        if buffers > (MANY * SETTLE_BOUND if name == "settle" else TOLD * BOUND):
-            wrong.append(f"{name}: {buffers:,} buffers")
+            buffers = await touched(session, call(STATEMENTS[name], told))
+            if buffers > bound:
+                # Once more: statistics of another table, or of the catalog, may have had its plans made anew, which reads the catalog.
+                buffers = await touched(session, call(STATEMENTS[name], told))
+        except asyncpg.QueryCanceledError as error:
+            wrong.append(f"{name}: {error}")
+        else:
+            if buffers > bound:
+                wrong.append(f"{name}: {buffers:,} buffers")
     assert not wrong, "\n".join(wrong)
+
+
+async def touched(session: asyncpg.Connection, execution: str) -> int:
+    """Run what was prepared, take it back, and count the buffers that it touched."""
+    await session.execute("begin; set local statement_timeout = '20s'")
+    try:
+        plan = json.loads(await session.fetchval(f"explain (analyze, buffers, format json) {execution}"))[0]["Plan"]
+    finally:
+        await session.execute("rollback")
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 async def those_told(connection: asyncpg.Connection) -> list[asyncpg.Record]:
