@@ -13,7 +13,7 @@ from support.cluster import Database
 from support.eventually import aeventually
 from support.facts import end_of, is_empty
 from support.jobs import enqueue, enqueue_many
-from support.logins import login
+from support.logins import login, name_of
 from support.servers import connected, own_server
 
 if TYPE_CHECKING:
@@ -70,30 +70,32 @@ async def test_a_server_without_a_free_connection_is_waited_for(
         own_server(tmp_path / "server", max_connections="40", superuser_reserved_connections="3") as server,
         connected(server) as connection,
         login(Database(server.url(), "postgres"), "howdah_worker") as theirs,
+        login(Database(server.url(), "postgres"), "howdah_worker") as late,
         login(Database(server.url(), "postgres")) as greedy,
     ):
         checker = await Checker(connection).install()
         await connection.execute("grant select, insert on public.journal, public.effect to howdah_worker")
+        # Nobody is frozen while it asks for a connection: half a connection takes the place of a whole one for a minute.
+        barred = f"alter role {name_of(late)} connection limit"
         first = await daemon(PATIENT, url=theirs.url, queues="default:10", lease_ttl=TTL, pool_size=1)
         await enqueue_many(connection, *[{"kind": "innocent"}, {"kind": "effect"}] * 10)
         await aeventually(lambda: is_empty(connection))
         async with all_connections(greedy) as hog:
             figures.faults += 1
-            second = await daemon(PATIENT, url=theirs.url, ready=False, queues="default:10", lease_ttl=TTL, pool_size=1)
+            second = await daemon(PATIENT, url=late.url, ready=False, queues="default:10", lease_ttl=TTL, pool_size=1)
             await aeventually(lambda: second.log_events("database is away, waiting"))
             # Who has its connections works on.
             await enqueue_many(connection, *[{"kind": "innocent"}, {"kind": "effect"}] * 20)
             await aeventually(lambda: is_empty(connection))
-            # It loses one, and somebody else is quicker.
+            # It loses one, and somebody else is quicker than both.
+            await connection.execute(f"{barred} 0")
             first.freeze()
-            second.freeze()
             await connection.execute(
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'howdah claim'"
             )
             await hog()
             figures.faults += 1
             first.thaw()
-            second.thaw()
             job = await enqueue(connection, "innocent")
             await aeventually(lambda: first.metric('howdah_reconnects_total{connection="claim"}'))
             lines = len(first.logs()), len(second.logs())
@@ -104,6 +106,7 @@ async def test_a_server_without_a_free_connection_is_waited_for(
             assert (await connection.fetchval("select state from howdah.jobs where id = $1", job)) == "ready"
             assert len(first.logs()) - lines[0] < 5
             assert len(second.logs()) - lines[1] < 5
+            await connection.execute(f"{barred} -1")
             began = time.monotonic()
         await end_of(connection, job)
         figures.recovered(time.monotonic() - began)
