@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,8 @@ class LimitedClaimer:
         finally:
             self._set_free()
         self._next_look = None if claim.next_in is None else monotonic() + max(claim.next_in, SHORTEST)
-        self.full = {name for name, room in rooms.items() if not room} if claim.more else set()
+        counts = Counter(job.queue for job in claim.jobs)
+        self.full = {name for name, room in rooms.items() if counts[name] >= room} if claim.more else set()
         self._hand_over(claim.jobs)
 
     def _hand_over(self, jobs: Sequence[Job[Any]]) -> None:

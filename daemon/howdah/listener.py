@@ -109,14 +109,13 @@ class Listener:
             if self._said_deaf:
                 log.warning("hears wakes again")
             self._said_deaf = False
-            # What was notified meanwhile is lost.
-            self._on_wake()
-            self._on_control("cancel")
-            self._on_control("due")
-            self._on_control("settle")
+            self._look_at_all()
 
     def _deaf(self, error: BaseException) -> None:
-        self._vitals.listening = False
+        if self._vitals.listening:
+            self._vitals.listening = False
+            # They rest for as long as one may who hears.
+            self._look_at_all()
         self._metrics.listener_up.set(0)
         if not self._said_deaf:
             self._said_deaf = True
@@ -124,6 +123,12 @@ class Listener:
                 "hears no wakes, jobs are found by polling",
                 extra={"error": str(error) or "a NOTIFY to itself was not heard"},
             )
+
+    def _look_at_all(self) -> None:
+        """Have everybody look: what was notified until now may be lost."""
+        self._on_wake()
+        for word in ("cancel", "due", "settle"):
+            self._on_control(word)
 
     def _hear_wake(self, _connection: Any, _pid: int, _channel: str, queue: Any) -> None:
         if queue in self._queues:

@@ -123,6 +123,7 @@ class Parts:
             transactions=Transactions(
                 connection=self._pool.lend,
                 keep_history=config.history_days > 0,
+                on_written=self._note_written,
                 patience=min(max(config.lease_ttl, LEAST_PATIENCE), CALL_TIMEOUT),
             ),
             threads=self._threads,

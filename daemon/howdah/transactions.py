@@ -15,7 +15,7 @@ from howdah.errors import DatabaseUnavailableError, LeaseLostError
 from howdah.outcomes import returned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from howdah.job import Attempt, Job
@@ -35,11 +35,13 @@ class Transactions:
         *,
         connection: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]],
         keep_history: bool,
+        on_written: Callable[[Sequence[Attempt]], None] = lambda _: None,
         patience: float = CALL_TIMEOUT,
     ) -> None:
         """`patience`: how many seconds completion and commit get at least, whatever is left of the job's timeout."""
         self._connection = connection
         self._keep_history = keep_history
+        self._on_written = on_written
         self._patience = patience
 
     async def call(
@@ -84,6 +86,7 @@ class Transactions:
                     raise DatabaseUnavailableError("the completion was not answered for") from None
                 raise
         committed(outcome)
+        self._on_written([outcome])
         return None
 
 

@@ -79,7 +79,7 @@ async def test_jobs_that_fail_at_once_with_no_backoff_keep_nobody_waiting(
 @pytest.mark.parametrize(
     "depth",
     [
-        storm(6, "each job enqueues two of itself, to a hundred", ONCE),
+        storm(7, "each job enqueues two of itself, to two hundred", ONCE),
         storm(9, "each job enqueues two of itself, to a thousand", ONCE, pytest.mark.long),
     ],
 )
@@ -106,7 +106,7 @@ async def longest_wait(connection: asyncpg.Connection) -> float:
     while await connection.fetchval("select exists (select from howdah.jobs where kind in ('fails', 'splits'))"):
         probes += [await enqueue(connection, "probe", queue=queue) for queue in ("default", "other")]
         rounds += 1
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
     await aeventually(lambda: is_empty(connection), 20)
     rows = await connection.fetch(
         """select queue, extract(epoch from max(started_at - created_at))::float8 as longest from howdah.job_history

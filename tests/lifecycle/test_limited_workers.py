@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.eventually import aeventually
-from support.facts import RECORD, count_ends, end_of, has_ended, is_empty, make_runs, running, runs
+from support.facts import RECORD, count_ends, end_of, has_ended, is_empty, make_runs, outcomes, running, runs
 from support.jobs import enqueue, enqueue_many
 
 if TYPE_CHECKING:
@@ -159,8 +160,32 @@ async def test_limited_jobs_and_others_share_the_slots_of_a_busy_queue(
     assert beside > 30, "the others waited for the limited ones"
 
 
+async def test_a_deaf_worker_knows_of_the_room_that_its_own_jobs_make(
+    daemon: StartDaemon, connection: asyncpg.Connection
+) -> None:
+    """However they end: by an ack, by one that brings jobs along, or in the handler's own transaction."""
+    await connection.execute("select howdah.set_limit('one', concurrency => 1)")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: every connect is refused
+        nowhere = f"postgresql://postgres@127.0.0.1:{taken.getsockname()[1]}/postgres"
+        await daemon(QUICK, queues="default:4", listen_database_url=nowhere, poll_interval=60)
+        for kind in ("quick", "brings", "commits"):
+            await enqueue_many(connection, *({"kind": kind, "limits": ["one"]} for _ in range(40)))
+            # A look a second would take forty.
+            await aeventually(lambda: is_empty(connection), 10)
+    assert await outcomes(connection) == {"completed": 160}
+
+
 QUICK = """
 @handler("quick")
 async def quick(job: Job) -> None:
     await asyncio.sleep(0.002)
+
+@handler("brings")
+async def brings(job: Job) -> None:
+    await job.enqueue("quick")
+
+@handler("commits", transaction=True)
+async def commits(job: Job, connection: asyncpg.Connection) -> None:
+    await connection.execute("select 1")
 """
