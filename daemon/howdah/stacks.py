@@ -30,8 +30,9 @@ def format_stack(error: BaseException, stack: TracebackType) -> str:
             frames.append(_place(frame))
             frame = frame.tb_next
         if frame is None:
-            ends = traceback.format_exception_only(type(error), error)
-            return "".join(("Traceback (most recent call last):\n", *frames, *ends))
+            # From 3.12 on the stack says which name was meant.
+            last = traceback.TracebackException(type(error), error, stack, limit=0, compact=True)
+            return "".join(("Traceback (most recent call last):\n", *frames, *last.format_exception_only()))
     return "".join(traceback.format_exception(type(error), error, stack))
 
 
